@@ -1,0 +1,230 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+)
+
+// Client talks to swapbackd. It is safe for concurrent use and implements
+// [Service], so that what works on a service works from afar too.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+var _ Service = (*Client)(nil)
+
+// NewClient returns a client for the daemon at a unix socket. An empty socket
+// means the one in the environment ([SocketEnv]) or else [DefaultSocket].
+// Nothing is connected before the first call.
+func NewClient(socket string) *Client {
+	if socket == "" {
+		socket = os.Getenv(SocketEnv)
+	}
+	if socket == "" {
+		socket = DefaultSocket
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+func (c *Client) Info(ctx context.Context) (out Info, err error) {
+	return out, c.call(ctx, "GET", "/v1/info", nil, &out)
+}
+
+func (c *Client) Pools(ctx context.Context) (out []Pool, err error) {
+	return out, c.call(ctx, "GET", "/v1/pools", nil, &out)
+}
+
+func (c *Client) Pool(ctx context.Context, pool string) (out Pool, err error) {
+	return out, c.call(ctx, "GET", poolPath(pool), nil, &out)
+}
+
+func (c *Client) CreatePool(ctx context.Context, req CreatePoolRequest) (out Pool, err error) {
+	return out, c.call(ctx, "POST", "/v1/pools", req, &out)
+}
+
+func (c *Client) DeletePool(ctx context.Context, pool string, force bool) error {
+	return c.call(ctx, "DELETE", poolPath(pool)+forceQuery(force), nil, nil)
+}
+
+func (c *Client) CheckPool(ctx context.Context, pool string) (out CheckReport, err error) {
+	return out, c.call(ctx, "POST", poolPath(pool)+"/check", nil, &out)
+}
+
+func (c *Client) Volumes(ctx context.Context, pool string) (out []Volume, err error) {
+	return out, c.call(ctx, "GET", "/v1/volumes?pool="+url.QueryEscape(pool), nil, &out)
+}
+
+func (c *Client) Volume(ctx context.Context, volume string) (out Volume, err error) {
+	return out, c.call(ctx, "GET", volumePath(volume), nil, &out)
+}
+
+func (c *Client) CreateVolume(ctx context.Context, req CreateVolumeRequest) (out Volume, err error) {
+	return out, c.call(ctx, "POST", "/v1/volumes", req, &out)
+}
+
+func (c *Client) DeleteVolume(ctx context.Context, volume string, force bool) error {
+	return c.call(ctx, "DELETE", volumePath(volume)+forceQuery(force), nil, nil)
+}
+
+func (c *Client) GrowVolume(ctx context.Context, volume string, size int64) (out Volume, err error) {
+	return out, c.call(ctx, "POST", volumePath(volume)+"/grow", GrowRequest{Size: size}, &out)
+}
+
+func (c *Client) Attach(ctx context.Context, volume string, req AttachRequest) (out Volume, err error) {
+	return out, c.call(ctx, "POST", volumePath(volume)+"/attach", req, &out)
+}
+
+func (c *Client) Detach(ctx context.Context, volume string) (out Volume, err error) {
+	return out, c.call(ctx, "POST", volumePath(volume)+"/detach", nil, &out)
+}
+
+func (c *Client) Quarantine(ctx context.Context, volume string, req QuarantineRequest) (out Volume, err error) {
+	return out, c.call(ctx, "POST", volumePath(volume)+"/quarantine", req, &out)
+}
+
+func (c *Client) ReleaseQuarantine(ctx context.Context, volume string) (out Volume, err error) {
+	return out, c.call(ctx, "DELETE", volumePath(volume)+"/quarantine", nil, &out)
+}
+
+func (c *Client) SetDescendsFrom(ctx context.Context, volume string, req DescendsRequest) (out Volume, err error) {
+	return out, c.call(ctx, "PUT", volumePath(volume)+"/descends-from", req, &out)
+}
+
+func (c *Client) Holders(ctx context.Context, volume string) (out []Holder, err error) {
+	return out, c.call(ctx, "GET", volumePath(volume)+"/holders", nil, &out)
+}
+
+func (c *Client) Swap(ctx context.Context, req SwapRequest) (out SwapResult, err error) {
+	return out, c.call(ctx, "POST", "/v1/swaps", req, &out)
+}
+
+// OpenSnapshot implements [Service]. The snapshot ends when the returned
+// function is called, when ctx ends, or when this process does.
+func (c *Client) OpenSnapshot(ctx context.Context, req SnapshotRequest) (Snapshot, func(context.Context) error, error) {
+	var snap Snapshot
+	ctx, cancel := context.WithCancel(ctx)
+	resp, err := c.send(ctx, "POST", "/v1/snapshots", req)
+	if err != nil {
+		cancel()
+		return snap, nil, err
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&snap); err != nil {
+		cancel()
+		resp.Body.Close()
+		return snap, nil, fmt.Errorf("swapbackd at %s: snapshot answer: %w", c.socket, err)
+	}
+	return snap, func(context.Context) error {
+		cancel()
+		return resp.Body.Close()
+	}, nil
+}
+
+func poolPath(pool string) string     { return "/v1/pools/" + url.PathEscape(pool) }
+func volumePath(volume string) string { return "/v1/volumes/" + url.PathEscape(volume) }
+
+func forceQuery(force bool) string {
+	if force {
+		return "?force=true"
+	}
+	return ""
+}
+
+// call sends in as JSON and decodes the answer into out; either may be nil.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.send(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("swapbackd at %s: %s %s: answer cut short: %w", c.socket, method, path, err)
+	}
+	return nil
+}
+
+// send makes the request; an answer of 400 or more comes back as an [*Error].
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var payload io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		payload = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://swapbackd"+path, payload)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		var ne *net.OpError
+		if errors.As(err, &ne) && ne.Op == "dial" {
+			return nil, &Error{
+				Code:    CodeUnavailable,
+				Message: fmt.Sprintf("no swapbackd at %s: %v", c.socket, ne.Err),
+				Remedy:  "start it (systemctl start swapbackd), or name its socket with --socket or " + SocketEnv,
+			}
+		}
+		return nil, fmt.Errorf("swapbackd at %s: %s %s: %w", c.socket, method, path, err)
+	}
+	if resp.StatusCode < 400 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, decodeError(resp)
+}
+
+// decodeError reads an [Error]. What a router or a validator answers has other
+// fields ("title", "detail", "errors"); they become one too.
+func decodeError(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return fmt.Errorf("swapbackd answered %s and then broke off: %w", resp.Status, err)
+	}
+	var e struct {
+		Error
+		Title  string `json:"title"`
+		Detail string `json:"detail"`
+		Errors []struct {
+			Message  string `json:"message"`
+			Location string `json:"location"`
+		} `json:"errors"`
+	}
+	if json.Unmarshal(b, &e) != nil {
+		return &Error{Status: resp.StatusCode, Code: CodeInternal, Message: fmt.Sprintf("swapbackd answered %s: %s", resp.Status, bytes.TrimSpace(b))}
+	}
+	if e.Code == "" {
+		e.Code = CodeInvalid
+		e.Message = e.Title + ": " + e.Detail
+		for _, d := range e.Errors {
+			e.Message += "\n  " + d.Location + ": " + d.Message
+		}
+	}
+	e.Status = resp.StatusCode
+	return &e.Error
+}

@@ -1,0 +1,212 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+)
+
+// NewHandler returns the HTTP handler that serves svc. It documents itself at
+// /openapi.json, /openapi.yaml and /docs. Requests that fail below with
+// something else than an [*Error] are logged and answered as [CodeInternal].
+func NewHandler(svc Service, version string, log *slog.Logger) http.Handler {
+	mux := http.NewServeMux()
+	config := huma.DefaultConfig("swapbackd", version)
+	config.Info.Description = "Virtual disks that can be put back: pools, volumes, snapshots and swaps."
+	// The schema links that huma adds to every body are of use to a browser
+	// only, and they would end up in what --json prints.
+	config.SchemasPath = ""
+	config.CreateHooks = nil
+	h := humago.New(mux, config)
+	s := &server{svc: svc, log: log}
+	s.routePools(h)
+	s.routeVolumes(h)
+	s.routeSwap(h)
+	return mux
+}
+
+// OpenAPI returns the document that describes the API, as YAML.
+func OpenAPI(version string) ([]byte, error) {
+	config := huma.DefaultConfig("swapbackd", version)
+	config.CreateHooks = nil
+	h := humago.New(http.NewServeMux(), config)
+	s := &server{log: slog.New(slog.DiscardHandler)}
+	s.routePools(h)
+	s.routeVolumes(h)
+	s.routeSwap(h)
+	return h.OpenAPI().YAML()
+}
+
+type server struct {
+	svc Service
+	log *slog.Logger
+}
+
+type (
+	none        struct{}
+	body[T any] struct{ Body T }
+	poolInput   struct {
+		Pool string `path:"pool" doc:"name or UUID"`
+	}
+	volumeInput struct {
+		Volume string `path:"volume" doc:"NAME, POOL/NAME (escaped) or UUID"`
+	}
+)
+
+// failure turns an error of the service into what the API answers.
+func (s *server) failure(operation string, err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		// What was wrapped around the Error tells more than the Error alone.
+		if err != error(e) {
+			c := *e
+			e = &c
+		}
+		e.Status = e.GetStatus()
+		return e
+	}
+	if errors.Is(err, context.Canceled) {
+		return &Error{Status: 499, Code: CodeInternal, Message: operation + ": the client went away"}
+	}
+	s.log.Error("request failed", "operation", operation, "err", err)
+	return &Error{Status: http.StatusInternalServerError, Code: CodeInternal, Message: err.Error()}
+}
+
+// op describes an operation; the summary shows up in the OpenAPI document.
+func op(method, path, id, summary string) huma.Operation {
+	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, MaxBodyBytes: 1 << 20}
+}
+
+// route registers one operation: in goes to call, what call returns goes out.
+func route[I, O any](s *server, h huma.API, o huma.Operation, call func(context.Context, *I) (O, error)) {
+	huma.Register(h, o, func(ctx context.Context, in *I) (*body[O], error) {
+		out, err := call(ctx, in)
+		if err != nil {
+			return nil, s.failure(o.OperationID, err)
+		}
+		return &body[O]{out}, nil
+	})
+}
+
+func (s *server) routePools(h huma.API) {
+	route(s, h, op("GET", "/v1/info", "info", "Describe the daemon and its kernel"),
+		func(ctx context.Context, _ *none) (Info, error) { return s.svc.Info(ctx) })
+	route(s, h, op("GET", "/v1/pools", "list-pools", "List the open pools"),
+		func(ctx context.Context, _ *none) ([]Pool, error) { return s.svc.Pools(ctx) })
+	route(s, h, op("POST", "/v1/pools", "create-pool", "Create a pool on block devices"),
+		func(ctx context.Context, in *body[CreatePoolRequest]) (Pool, error) {
+			return s.svc.CreatePool(ctx, in.Body)
+		})
+	route(s, h, op("GET", "/v1/pools/{pool}", "show-pool", "Show a pool"),
+		func(ctx context.Context, in *poolInput) (Pool, error) { return s.svc.Pool(ctx, in.Pool) })
+	type deletePool struct {
+		poolInput
+		Force bool `query:"force" doc:"delete the pool's volumes too"`
+	}
+	route(s, h, op("DELETE", "/v1/pools/{pool}", "delete-pool", "Delete a pool and wipe its labels"),
+		func(ctx context.Context, in *deletePool) (none, error) {
+			return none{}, s.svc.DeletePool(ctx, in.Pool, in.Force)
+		})
+	route(s, h, op("POST", "/v1/pools/{pool}/check", "check-pool", "Check a pool's consistency"),
+		func(ctx context.Context, in *poolInput) (CheckReport, error) { return s.svc.CheckPool(ctx, in.Pool) })
+}
+
+func (s *server) routeVolumes(h huma.API) {
+	type listVolumes struct {
+		Pool string `query:"pool" doc:"only this pool's volumes"`
+	}
+	route(s, h, op("GET", "/v1/volumes", "list-volumes", "List volumes"),
+		func(ctx context.Context, in *listVolumes) ([]Volume, error) { return s.svc.Volumes(ctx, in.Pool) })
+	route(s, h, op("POST", "/v1/volumes", "create-volume", "Create a volume"),
+		func(ctx context.Context, in *body[CreateVolumeRequest]) (Volume, error) {
+			return s.svc.CreateVolume(ctx, in.Body)
+		})
+	route(s, h, op("GET", "/v1/volumes/{volume}", "show-volume", "Show a volume and its position"),
+		func(ctx context.Context, in *volumeInput) (Volume, error) { return s.svc.Volume(ctx, in.Volume) })
+	type deleteVolume struct {
+		volumeInput
+		Force bool `query:"force" doc:"delete although the volume is in quarantine"`
+	}
+	route(s, h, op("DELETE", "/v1/volumes/{volume}", "delete-volume", "Delete a volume"),
+		func(ctx context.Context, in *deleteVolume) (none, error) {
+			return none{}, s.svc.DeleteVolume(ctx, in.Volume, in.Force)
+		})
+	type grow struct {
+		volumeInput
+		Body GrowRequest
+	}
+	route(s, h, op("POST", "/v1/volumes/{volume}/grow", "grow-volume", "Give a volume more space"),
+		func(ctx context.Context, in *grow) (Volume, error) {
+			return s.svc.GrowVolume(ctx, in.Volume, in.Body.Size)
+		})
+	type attach struct {
+		volumeInput
+		Body AttachRequest
+	}
+	route(s, h, op("POST", "/v1/volumes/{volume}/attach", "attach-volume", "Serve a volume as a block device"),
+		func(ctx context.Context, in *attach) (Volume, error) { return s.svc.Attach(ctx, in.Volume, in.Body) })
+	route(s, h, op("POST", "/v1/volumes/{volume}/detach", "detach-volume", "Take a volume's block device away"),
+		func(ctx context.Context, in *volumeInput) (Volume, error) { return s.svc.Detach(ctx, in.Volume) })
+	type quarantine struct {
+		volumeInput
+		Body QuarantineRequest
+	}
+	route(s, h, op("POST", "/v1/volumes/{volume}/quarantine", "quarantine-volume", "Label a volume as failed data and make it read-only"),
+		func(ctx context.Context, in *quarantine) (Volume, error) {
+			return s.svc.Quarantine(ctx, in.Volume, in.Body)
+		})
+	route(s, h, op("DELETE", "/v1/volumes/{volume}/quarantine", "release-volume", "Release a volume from quarantine"),
+		func(ctx context.Context, in *volumeInput) (Volume, error) {
+			return s.svc.ReleaseQuarantine(ctx, in.Volume)
+		})
+	type descends struct {
+		volumeInput
+		Body DescendsRequest
+	}
+	route(s, h, op("PUT", "/v1/volumes/{volume}/descends-from", "set-descends-from", "Record the backup a volume's content is equal to"),
+		func(ctx context.Context, in *descends) (Volume, error) {
+			return s.svc.SetDescendsFrom(ctx, in.Volume, in.Body)
+		})
+	route(s, h, op("GET", "/v1/volumes/{volume}/holders", "list-holders", "Name everybody who holds a volume's block device"),
+		func(ctx context.Context, in *volumeInput) ([]Holder, error) { return s.svc.Holders(ctx, in.Volume) })
+}
+
+func (s *server) routeSwap(h huma.API) {
+	route(s, h, op("POST", "/v1/swaps", "swap", "Exchange the positions of pairs of volumes"),
+		func(ctx context.Context, in *body[SwapRequest]) (SwapResult, error) { return s.svc.Swap(ctx, in.Body) })
+
+	o := op("POST", "/v1/snapshots", "open-snapshot", "Take an instant of volumes and hold it")
+	o.Description = "Answers one JSON object and then keeps the connection open. " +
+		"The snapshot lives until the client closes the connection, so a client that dies leaves none behind."
+	huma.Register(h, o, func(ctx context.Context, in *body[SnapshotRequest]) (*huma.StreamResponse, error) {
+		snap, end, err := s.svc.OpenSnapshot(ctx, in.Body)
+		if err != nil {
+			return nil, s.failure(o.OperationID, err)
+		}
+		return &huma.StreamResponse{Body: func(hc huma.Context) { s.holdSnapshot(hc, snap, end) }}, nil
+	})
+}
+
+// holdSnapshot sends the snapshot and ends it when the client has gone.
+func (s *server) holdSnapshot(hc huma.Context, snap Snapshot, end func(context.Context) error) {
+	defer func() {
+		// The request's context is over by now; the clean-up must not be.
+		if err := end(context.WithoutCancel(hc.Context())); err != nil {
+			s.log.Error("snapshot not removed", "err", err)
+		}
+	}()
+	hc.SetHeader("Content-Type", "application/json")
+	w := hc.BodyWriter()
+	if err := json.NewEncoder(w).Encode(snap); err != nil {
+		return
+	}
+	if f, ok := w.(http.Flusher); ok {
+		f.Flush()
+	}
+	<-hc.Context().Done()
+}
