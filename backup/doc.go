@@ -1,0 +1,36 @@
+// Package backup keeps point-in-time images of volumes in a repository.
+//
+// A repository is a set of immutable objects in a folder (an S3 bucket later):
+//
+//	config               what this repository is: version, id, chunk size, hash
+//	packs/AA/ID          chunks and table nodes, 32 MiB or so to an object
+//	backups/ID           one manifest per backup, written last
+//	leases/ID            one per running operation, held open while it runs
+//	gc/pending           packs that wait for running operations before removal
+//
+// # The way of a backup
+//
+// Workers read chunks in device order with O_DIRECT, skip those that are all
+// zero, hash the rest and compress what can be compressed. One goroutine
+// appends the results to packs in device order and keeps each volume's block
+// table, a tree whose nodes go to packs as well. When every pack is durable the
+// manifest is written, and only then does the backup exist: a crash before
+// leaves packs that no manifest names, which [Repository.Prune] removes.
+//
+// Every backup carries its whole table. Restoring never walks a chain of
+// backups, and deleting one never breaks another; backups share chunks and
+// nodes by naming the same place in the same pack.
+//
+// # Rules
+//
+//   - Existence is not validity. A chunk of an earlier backup is used again
+//     only when its pack is whole, lists the chunk, and a sample of it read back
+//     matches its hash.
+//   - Nothing read from a repository is believed: every object carries its
+//     length and a CRC32C, every chunk is compared with the hash in the table,
+//     and no length in an object makes a reader allocate more than the chunk
+//     size or write outside the target.
+//   - Removal goes by references and leases, never by clocks. See gc.go.
+//
+// The formats are drawn in internal/format and in docs/formats.md.
+package backup

@@ -1,0 +1,108 @@
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// What an error of this package is about, for errors.Is.
+var (
+	ErrNotRepository = errors.New("not a repository")
+	ErrExists        = errors.New("already exists")
+	ErrNotEmpty      = errors.New("folder is not empty")
+	ErrVersion       = errors.New("format is newer than this program")
+	ErrNotFound      = errors.New("no such backup")
+	ErrNoVolume      = errors.New("no such volume in the backup")
+	ErrAmbiguous     = errors.New("more than one backup matches")
+	ErrDamaged       = errors.New("repository is damaged")
+	ErrSize          = errors.New("sizes do not match")
+	ErrInUse         = errors.New("device is in use")
+	ErrNoSpace       = errors.New("no space left")
+	ErrPermission    = errors.New("permission denied")
+	ErrSource        = errors.New("source can't be read")
+	ErrTarget        = errors.New("target can't be written")
+	ErrInvalid       = errors.New("invalid request")
+	ErrUnsupported   = errors.New("not supported")
+)
+
+// Error says what was attempted, on which object, what went wrong and what to
+// do about it. errors.Is matches its Kind and whatever it wraps.
+type Error struct {
+	Kind   error  // one of the Err values above
+	Op     string // "restore volume db of backup 2026…"
+	Object string // file, device or object of the repository; may be empty
+	Detail string // what exactly is wrong; may be empty
+	Remedy string // what to do about it; may be empty
+	Err    error  // cause; may be nil
+}
+
+// Error joins the parts; the remedy stands on a line of its own.
+func (e *Error) Error() string {
+	parts := make([]string, 0, 5)
+	for _, s := range []string{e.Op, e.Object, e.Kind.Error(), e.Detail} {
+		if s != "" {
+			parts = append(parts, s)
+		}
+	}
+	if e.Err != nil {
+		parts = append(parts, e.Err.Error())
+	}
+	s := strings.Join(parts, ": ")
+	if e.Remedy != "" {
+		s += "\n  " + e.Remedy
+	}
+	return s
+}
+
+// Unwrap returns the kind and the cause.
+func (e *Error) Unwrap() []error {
+	if e.Err == nil {
+		return []error{e.Kind}
+	}
+	return []error{e.Kind, e.Err}
+}
+
+// DamagedError lists the byte ranges of a volume that could not be read back
+// from the repository. It matches [ErrDamaged].
+type DamagedError struct {
+	Op     string // "restore" or "verify"
+	Backup string
+	Volume string
+	Ranges []BadRange
+	// Stopped is set when the operation ended at the first damage, so that
+	// more than Ranges may be damaged.
+	Stopped bool
+}
+
+// damagedShown bounds how many ranges the text of a DamagedError names.
+const damagedShown = 4
+
+func (e *DamagedError) Error() string {
+	var b strings.Builder
+	var bytes int64
+	for _, r := range e.Ranges {
+		bytes += r.Length
+	}
+	fmt.Fprintf(&b, "%s volume %s of backup %s: %v: %d bytes in %d ranges can't be read back",
+		e.Op, e.Volume, e.Backup, ErrDamaged, bytes, len(e.Ranges))
+	for i, r := range e.Ranges {
+		if i == damagedShown {
+			fmt.Fprintf(&b, "\n  and %d more", len(e.Ranges)-i)
+			break
+		}
+		fmt.Fprintf(&b, "\n  bytes %d-%d (object %s): %s", r.Offset, r.Offset+r.Length-1, r.Object, r.Reason)
+	}
+	if e.Op == "restore" {
+		if e.Stopped {
+			b.WriteString("\n  the restore stopped there; the target holds no complete image")
+		} else {
+			b.WriteString("\n  everything else was restored, these ranges read as zeroes")
+		}
+	}
+	b.WriteString("\n  restore an earlier backup, or copy the named objects back from another copy of the repository")
+	return b.String()
+}
+
+// Unwrap returns ErrDamaged.
+func (e *DamagedError) Unwrap() error { return ErrDamaged }

@@ -1,0 +1,218 @@
+package backup
+
+import (
+	"log/slog"
+	"time"
+)
+
+// VolumeRef says which volume, and which content of it, was backed up.
+type VolumeRef struct {
+	Pool string `json:"pool,omitempty"`
+	Name string `json:"name"`
+	UUID string `json:"uuid,omitempty"`
+	// Size in bytes. A source may leave it 0, then the device's size counts.
+	Size int64 `json:"size"`
+	// Generation and PositionID name the position behind the volume at the
+	// backup's instant.
+	Generation uint64 `json:"generation,omitempty"`
+	PositionID string `json:"position_id,omitempty"`
+}
+
+// Source is a volume to back up and where to read it: a snapshot's device, or a
+// file. What Path shows must not change while it is read.
+type Source struct {
+	Volume VolumeRef
+	Path   string
+}
+
+// Backup is a point-in-time image of one or more volumes.
+type Backup struct {
+	ID string `json:"id"`
+	// Created is the instant that the backup shows.
+	Created time.Time      `json:"created"`
+	Volumes []BackupVolume `json:"volumes"`
+	Comment string         `json:"comment,omitempty"`
+	Tags    []string       `json:"tags,omitempty"`
+	Job     string         `json:"job,omitempty"`
+	Step    string         `json:"step,omitempty"`
+	// Seconds is how long the backup took to write.
+	Seconds float64 `json:"seconds,omitempty"`
+	// Damaged says why the manifest can't be read. Only [Repository.List]
+	// returns such entries; they have an ID and nothing else.
+	Damaged string `json:"damaged,omitempty"`
+}
+
+// Size is the sum of the volumes' sizes in bytes.
+func (b Backup) Size() int64 { return b.sum(func(v BackupVolume) int64 { return v.Size }) }
+
+// StoredBytes is what the backup added to the repository, in bytes.
+func (b Backup) StoredBytes() int64 { return b.sum(func(v BackupVolume) int64 { return v.StoredBytes }) }
+
+func (b Backup) sum(f func(BackupVolume) int64) (n int64) {
+	for _, v := range b.Volumes {
+		n += f(v)
+	}
+	return n
+}
+
+// BackupVolume is the image of one volume in a backup. All counts are bytes of
+// the volume, except StoredBytes. DataBytes + ZeroBytes = Size.
+type BackupVolume struct {
+	VolumeRef
+	ChunkSize   int64 `json:"chunk_size"`
+	DataBytes   int64 `json:"data_bytes"`   // in chunks that are not all zero
+	ZeroBytes   int64 `json:"zero_bytes"`   // in chunks that are all zero
+	ReusedBytes int64 `json:"reused_bytes"` // of DataBytes: found in the repository
+	StoredBytes int64 `json:"stored_bytes"` // added to packs, compressed, with table
+	Table       Table `json:"table"`
+}
+
+// Table names the root of a volume's block table. Hash is the SHA-256 of the
+// root node; it stands for the whole table and so for every byte of the volume.
+type Table struct {
+	Hash   string `json:"hash,omitempty"` // hex; empty when the volume is all zero
+	Pack   string `json:"pack,omitempty"` // hex
+	Offset uint32 `json:"offset,omitempty"`
+	Stored uint32 `json:"stored,omitempty"` // bytes of payload in the pack
+	Length uint32 `json:"length,omitempty"` // bytes of the node
+	Codec  string `json:"codec,omitempty"`  // "raw" or "zstd"
+}
+
+// InitOptions describes a new repository.
+type InitOptions struct {
+	// ChunkSize in bytes, a power of two between 64 KiB and 16 MiB.
+	// Default 1 MiB.
+	ChunkSize int64
+	Logger    *slog.Logger
+}
+
+// Reuse says when a chunk that an earlier backup stored is used again.
+type Reuse int
+
+const (
+	// ReuseSampled uses a stored chunk again when its pack is whole, lists the
+	// chunk, and the sampled chunks of that pack match their hashes.
+	ReuseSampled Reuse = iota
+	// ReuseVerified reads every chunk back before it is used again.
+	ReuseVerified
+	// ReuseNone stores everything anew.
+	ReuseNone
+)
+
+// CreateOptions describes a backup.
+type CreateOptions struct {
+	// At is the instant that the sources show. Default now.
+	At      time.Time
+	Comment string
+	Tags    []string
+	Job     string
+	Step    string
+	Reuse   Reuse
+	// Parallel is the number of workers that read, hash and compress. Default
+	// the number of CPUs plus two, at most 16. Memory is about 4 MiB each.
+	Parallel int
+	// Progress is called from one goroutine at a time, at most four times a
+	// second and once at the end. It must not block for long.
+	Progress func(Progress)
+	Logger   *slog.Logger
+}
+
+// RestoreOptions says what to restore where.
+type RestoreOptions struct {
+	// Backup is an id, a unique beginning of one, or "latest".
+	Backup string
+	// Volume is the name, POOL/NAME or UUID of a volume in the backup. It may
+	// be left empty when the backup has only one.
+	Volume string
+	// Target is a block device or file of the volume's size.
+	Target string
+	// CreateTarget makes Target a new file when nothing is there.
+	CreateTarget bool
+	// AllowLarger accepts a larger target; the rest of it is zeroed.
+	AllowLarger bool
+	// Held says that the caller holds the block device exclusively already, so
+	// that Restore does not claim it.
+	Held bool
+	// StopAtDamage ends the restore at the first damaged chunk instead of
+	// restoring everything else.
+	StopAtDamage bool
+	// VerifyAfter reads the target back, past the page cache, and compares
+	// every chunk with its hash.
+	VerifyAfter bool
+	Parallel    int
+	Progress    func(Progress)
+	Logger      *slog.Logger
+}
+
+// RestoreResult tells what a restore did. It is filled as far as the restore
+// came, also when it failed; the target holds the volume only when the error
+// was nil.
+type RestoreResult struct {
+	Backup    string    `json:"backup"` // full id
+	Created   time.Time `json:"created"`
+	Volume    VolumeRef `json:"volume"`
+	Target    string    `json:"target"`
+	DataBytes int64     `json:"data_bytes"` // written from chunks
+	ZeroBytes int64     `json:"zero_bytes"` // zeroed
+	ReadBytes int64     `json:"read_bytes"` // read from the repository
+	Verified  bool      `json:"verified"`   // read back and compared
+	Seconds   float64   `json:"seconds"`
+	// VerifySeconds is the part of Seconds that reading back took.
+	VerifySeconds float64    `json:"verify_seconds,omitempty"`
+	Bad           []BadRange `json:"bad,omitempty"`
+}
+
+// BadRange is a run of bytes of a volume that could not be read back.
+type BadRange struct {
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	Object string `json:"object"` // object of the repository that is damaged, or the target
+	Reason string `json:"reason"`
+}
+
+// VerifyOptions says how to verify.
+type VerifyOptions struct {
+	// StructureOnly checks manifests, tables and packs' directories, and reads
+	// no chunk.
+	StructureOnly bool
+	Parallel      int
+	Progress      func(Progress)
+	Logger        *slog.Logger
+}
+
+// VerifyReport is the outcome of a verification.
+type VerifyReport struct {
+	Backups int             `json:"backups"`
+	Chunks  int64           `json:"chunks"` // distinct chunks and table nodes read
+	Bytes   int64           `json:"bytes"`  // of volumes that these stand for
+	Damage  []*DamagedError `json:"damage,omitempty"`
+	Other   []string        `json:"other,omitempty"` // objects that can't be read at all
+	Seconds float64         `json:"seconds"`
+}
+
+// PruneReport tells what a removal freed.
+type PruneReport struct {
+	Packs   int   `json:"packs"`   // removed
+	Bytes   int64 `json:"bytes"`   // freed
+	Waiting int   `json:"waiting"` // packs kept because an operation is running
+	Leases  int   `json:"leases"`  // operations running now
+}
+
+// Phases of [Progress].
+const (
+	PhaseBackup  = "backup"
+	PhaseRestore = "restore"
+	PhaseVerify  = "verify"
+)
+
+// Progress is how far an operation has come. Counts are bytes.
+type Progress struct {
+	Phase     string        `json:"phase"`
+	Done      int64         `json:"done"`
+	Total     int64         `json:"total"`
+	Stored    int64         `json:"stored"`    // written to (backup) or read from (restore) the repository
+	Zero      int64         `json:"zero"`      // of Done: in chunks that are all zero
+	Reused    int64         `json:"reused"`    // of Done: in chunks that were there already
+	Rate      float64       `json:"rate"`      // bytes of Done per second, smoothed
+	Remaining time.Duration `json:"remaining"` // nanoseconds; 0 when not known yet
+}
