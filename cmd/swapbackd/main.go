@@ -1,0 +1,183 @@
+// Swapbackd is the storage daemon: it opens the pools of this machine, serves
+// their volumes as /dev/ublkbN and answers the control API on a unix socket.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/version"
+	"github.com/swapback/swapback/volume"
+)
+
+// Exit codes of swapbackd, as its help states them.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+type options struct {
+	socket    string
+	group     string
+	disks     []string
+	runDir    string
+	linkDir   string
+	queues    int
+	depth     int
+	logLevel  string
+	logFormat string
+	onExit    string
+}
+
+func main() {
+	cmd := newCommand()
+	err := cmd.Execute()
+	if err == nil {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "swapbackd: %v\n", err)
+	if _, usage := err.(usageError); usage {
+		os.Exit(exitUsage)
+	}
+	os.Exit(exitFailed)
+}
+
+type usageError struct{ error }
+
+func newCommand() *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use:   "swapbackd",
+		Short: "Serve the volumes of this machine's pools as block devices",
+		Long: `Swapbackd opens every pool that it finds on this machine's disks, serves the
+attached volumes as /dev/ublkbN and answers the control API on a unix socket.
+
+When swapbackd ends or is killed, the kernel keeps the block devices and holds
+their I/O. The next swapbackd adopts them: applications see a pause, no error.
+To take the devices away instead, give --on-exit=stop.
+
+Signals: SIGTERM and SIGINT end the daemon as --on-exit says.
+Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
+		Example: `  swapbackd
+  swapbackd --disk /dev/nvme0n1 --disk /dev/nvme1n1 --log-level debug
+  swapbackd --socket /tmp/sb.sock --run-dir /tmp/sb --on-exit stop`,
+		Args:          cobra.NoArgs,
+		Version:       version.String(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return run(cmd.Context(), o)
+		},
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	f := cmd.Flags()
+	f.StringVar(&o.socket, "socket", envOr(api.SocketEnv, api.DefaultSocket), "unix socket of the control API ($"+api.SocketEnv+")")
+	f.StringVar(&o.group, "group", "swapback", "group that may use the socket, when it exists")
+	f.StringArrayVar(&o.disks, "disk", nil, "look for pool members on this block device only; repeatable (default: all disks)")
+	f.StringVar(&o.runDir, "run-dir", "/run/swapback", "directory for the lock and the marks of quarantined devices")
+	f.StringVar(&o.linkDir, "link-dir", "/dev/swapback", "directory for the links POOL/VOLUME to block devices")
+	f.IntVar(&o.queues, "queues", 0, "queues per volume (default: number of CPUs, at most 4)")
+	f.IntVar(&o.depth, "depth", 64, "requests in flight per queue, 1 to 4096")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.onExit, "on-exit", "keep", "keep: leave the devices to the next swapbackd; stop: remove them")
+	return cmd
+}
+
+func (o options) check() error {
+	if o.onExit != "keep" && o.onExit != "stop" {
+		return usageError{fmt.Errorf("--on-exit=%s: want keep or stop", o.onExit)}
+	}
+	if o.depth < 1 || o.depth > 4096 {
+		return usageError{fmt.Errorf("--depth=%d: want 1 to 4096", o.depth)}
+	}
+	if o.queues < 0 || o.queues > 64 {
+		return usageError{fmt.Errorf("--queues=%d: want 1 to 64, or 0 for the default", o.queues)}
+	}
+	return nil
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if err := o.check(); err != nil {
+		return err
+	}
+	log, err := newLogger(o)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("must run as root: it makes block devices")
+	}
+	if err := becomeIOFlusher(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+
+	ctl, err := volume.Open(ctx, volume.Options{
+		Disks: o.disks, RunDir: o.runDir, LinkDir: o.linkDir,
+		Queues: o.queues, Depth: o.depth,
+		Version: version.String(), Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Devices are to be left or removed in good order even when the signal
+		// has ended ctx, but a hung disk must not keep the process for ever.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		if cerr := ctl.Close(ctx, o.onExit == "stop"); cerr != nil && err == nil {
+			err = cerr
+		}
+		log.Info("swapbackd ended", "devices", map[bool]string{true: "removed", false: "kept"}[o.onExit == "stop"])
+	}()
+
+	ln, err := listen(o.socket, o.group)
+	if err != nil {
+		return err
+	}
+	log.Info("answering", "socket", o.socket)
+	notify(log, daemon.SdNotifyReady)
+	defer notify(log, daemon.SdNotifyStopping)
+	return serve(ctx, ln, api.NewHandler(ctl, version.String(), log), log)
+}
+
+func newLogger(o options) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, usageError{fmt.Errorf("--log-level=%s: want debug, info, warn or error", o.logLevel)}
+	}
+	ho := &slog.HandlerOptions{Level: level}
+	switch strings.ToLower(o.logFormat) {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, ho)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, ho)), nil
+	}
+	return nil, usageError{fmt.Errorf("--log-format=%s: want text or json", o.logFormat)}
+}
+
+// notify tells systemd, when it started us, how far we are.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("service manager not notified", "state", state, "err", err)
+	}
+}
+
+func envOr(name, fallback string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return fallback
+}
