@@ -53,9 +53,9 @@ type Finder struct {
 	Proc string // root of procfs, default /proc
 	Sys  string // root of sysfs, default /sys
 
-	// IgnorePIDs are processes whose open files do not count, usually the
+	// Ignore are processes whose open files do not count, usually the
 	// caller itself. Their mounts count.
-	IgnorePIDs []int
+	Ignore []int
 
 	// Probe also tries to open each device exclusively when nothing else
 	// explains a claim, and reports KindExclusive when that fails. It must

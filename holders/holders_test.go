@@ -267,7 +267,7 @@ func TestFindIgnoresOnlyOpenFilesOfIgnoredProcesses(t *testing.T) {
 	m := newMachine(t)
 	m.process(t, 90, "swapbackd", "mnt:[5]", "21 20 259:0 / /data rw - ext4 /dev/nvme0n1 rw\n")
 	m.open(t, 90, 3, "/dev/nvme0n1", readWrite)
-	m.find.IgnorePIDs = []int{90}
+	m.find.Ignore = []int{90}
 	got, err := m.find.Find(t.Context(), "/dev/nvme0n1")
 	if err != nil {
 		t.Fatal(err)

@@ -192,7 +192,7 @@ func TestHoldersOnDisk(t *testing.T) {
 			!strings.Contains(got[0].Detail, "open for writing by PID") || !strings.Contains(got[0].Detail, node) {
 			t.Errorf("got %+v, want PID %d", got, cmd.Process.Pid)
 		}
-		ignoring := Finder{IgnorePIDs: []int{cmd.Process.Pid}}
+		ignoring := Finder{Ignore: []int{cmd.Process.Pid}}
 		if got, err := ignoring.Find(t.Context(), disk); err != nil || len(got) != 0 {
 			t.Errorf("ignoring the process: %+v, %v", got, err)
 		}
@@ -226,7 +226,7 @@ func TestHoldersOnDisk(t *testing.T) {
 		expectClaimed(t)
 		expect(t, Holder{Kind: KindProcess, Detail: "open for reading"})
 		// With the one open file out of sight only the claim remains.
-		probing := Finder{Probe: true, IgnorePIDs: []int{os.Getpid()}}
+		probing := Finder{Probe: true, Ignore: []int{os.Getpid()}}
 		got, err := probing.Find(t.Context(), disk)
 		if err != nil || len(got) != 1 || got[0].Kind != KindExclusive {
 			t.Errorf("got %+v, %v, want a claim", got, err)

@@ -32,7 +32,7 @@ func (s *search) walkProcesses() error {
 		}
 		p := process{s: s, pid: pid, dir: filepath.Join(s.proc, e.Name())}
 		p.findMounts(ownNS, views, mounts)
-		if !slices.Contains(s.f.IgnorePIDs, pid) {
+		if !slices.Contains(s.f.Ignore, pid) {
 			p.findOpen()
 			p.findMapped()
 		}
