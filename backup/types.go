@@ -46,7 +46,9 @@ type Backup struct {
 func (b Backup) Size() int64 { return b.sum(func(v BackupVolume) int64 { return v.Size }) }
 
 // StoredBytes is what the backup added to the repository, in bytes.
-func (b Backup) StoredBytes() int64 { return b.sum(func(v BackupVolume) int64 { return v.StoredBytes }) }
+func (b Backup) StoredBytes() int64 {
+	return b.sum(func(v BackupVolume) int64 { return v.StoredBytes })
+}
 
 func (b Backup) sum(f func(BackupVolume) int64) (n int64) {
 	for _, v := range b.Volumes {
