@@ -1,0 +1,249 @@
+package uring
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// newRing makes a queue ring on the test's own thread.
+func newRing(t *testing.T, entries uint32) *Ring {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	r, err := NewQueue(entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func memory(t *testing.T, n int) []byte {
+	t.Helper()
+	m, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(m) })
+	return m
+}
+
+func addr(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
+// one submits what is prepared and takes exactly one completion.
+func one(t *testing.T, r *Ring) CQE {
+	t.Helper()
+	for {
+		if c := r.Peek(); c != nil {
+			got := *c
+			r.Advance()
+			return got
+		}
+		if err := r.Enter(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestNopRoundTripsManyTimesAroundTheRing(t *testing.T) {
+	r := newRing(t, 8)
+	next, reaped := uint64(0), uint64(0)
+	for reaped < 1000 {
+		for {
+			s := r.NextSQE()
+			if s == nil {
+				break
+			}
+			s.PrepNop()
+			s.UserData = next
+			next++
+		}
+		if err := r.Enter(1); err != nil {
+			t.Fatal(err)
+		}
+		for c := r.Peek(); c != nil; c = r.Peek() {
+			if c.UserData != reaped || c.Res != 0 {
+				t.Fatalf("completion %d: %+v", reaped, *c)
+			}
+			reaped++
+			r.Advance()
+		}
+	}
+	if r.Overflows() != 0 {
+		t.Errorf("%d overflows", r.Overflows())
+	}
+}
+
+func TestFullRingGivesNoEntry(t *testing.T) {
+	r := newRing(t, 4)
+	for i := range r.Entries() {
+		if s := r.NextSQE(); s == nil {
+			t.Fatalf("no entry %d of %d", i, r.Entries())
+		} else {
+			s.PrepNop()
+		}
+	}
+	if r.Space() != 0 || r.NextSQE() != nil {
+		t.Error("a full ring gave out an entry")
+	}
+	if err := r.Enter(uint32(r.Entries())); err != nil {
+		t.Fatal(err)
+	}
+	if r.Space() != r.Entries() {
+		t.Errorf("space %d after submitting, want %d", r.Space(), r.Entries())
+	}
+}
+
+func TestFixedFilesAndBuffers(t *testing.T) {
+	r := newRing(t, 8)
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := r.RegisterFiles([]int32{-1, -1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.UpdateFile(1, int32(f.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	mem := memory(t, 2*4096)
+	a, b := mem[:4096], mem[4096:]
+	if err := r.RegisterBuffers([][]byte{a, b}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range a {
+		a[i] = byte(i * 7)
+	}
+	s := r.NextSQE()
+	s.PrepWriteFixed(1, addr(a), 4096, 512, 0, unix.RWF_DSYNC)
+	s.Flags |= SQEFixedFile
+	if c := one(t, r); c.Res != 4096 {
+		t.Fatalf("write: %d", c.Res)
+	}
+	s = r.NextSQE()
+	s.PrepFsync(1, FsyncDatasync)
+	s.Flags |= SQEFixedFile
+	if c := one(t, r); c.Res != 0 {
+		t.Fatalf("fsync: %d", c.Res)
+	}
+	s = r.NextSQE()
+	s.PrepReadFixed(1, addr(b), 4096, 512, 1)
+	s.Flags |= SQEFixedFile
+	if c := one(t, r); c.Res != 4096 {
+		t.Fatalf("read: %d", c.Res)
+	}
+	if !bytes.Equal(a, b) {
+		t.Error("what was read is not what was written")
+	}
+	// The empty slot must not reach a file.
+	s = r.NextSQE()
+	s.PrepReadFixed(0, addr(b), 4096, 512, 1)
+	s.Flags |= SQEFixedFile
+	if c := one(t, r); unix.Errno(-c.Res) != unix.EBADF {
+		t.Errorf("empty slot: %v, want EBADF", unix.Errno(-c.Res))
+	}
+}
+
+func TestEventfdWakesAWaitingRing(t *testing.T) {
+	r := newRing(t, 8)
+	efd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(efd)
+	mem := memory(t, 4096)
+	s := r.NextSQE()
+	s.PrepRead(int32(efd), addr(mem), 8, ^uint64(0))
+	s.UserData = 42
+	if err := r.Enter(0); err != nil {
+		t.Fatal(err)
+	}
+	if c := r.Peek(); c != nil {
+		t.Fatalf("woken by nobody: %+v", *c)
+	}
+	go func() {
+		one := [8]byte{1}
+		unix.Write(efd, one[:])
+	}()
+	if c := one(t, r); c.UserData != 42 || c.Res != 8 || mem[0] != 1 {
+		t.Errorf("wake: %+v, count %d", c, mem[0])
+	}
+}
+
+func TestEnterTimeout(t *testing.T) {
+	r := newRing(t, 8)
+	if err := r.EnterTimeout(1, time.Millisecond); !errors.Is(err, ErrTimeout) {
+		t.Errorf("waiting for nothing: %v, want ErrTimeout", err)
+	}
+}
+
+func TestMsgRing(t *testing.T) {
+	from, err := New(4, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	to, err := New(4, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	from.NextSQE().PrepMsgRing(int32(to.FD()), 7, 99)
+	if c := one(t, from); c.Res != 0 {
+		t.Fatalf("sending: %d", c.Res)
+	}
+	if c := one(t, to); c.UserData != 99 || c.Res != 7 {
+		t.Errorf("received %+v", c)
+	}
+}
+
+func TestWideEntries(t *testing.T) {
+	narrow := newRing(t, 4)
+	if narrow.NextSQE128() != nil {
+		t.Error("a ring of 64-byte entries gave out one of 128")
+	}
+	wide, err := New(4, SetupSQE128)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wide.Close()
+	for i := range uint64(20) {
+		s := wide.NextSQE128()
+		s.PrepNop()
+		s.UserData = i
+		for j := range s.Rest {
+			s.Rest[j] = 0xff
+		}
+		if c := one(t, wide); c.UserData != i || c.Res != 0 {
+			t.Fatalf("entry %d: %+v", i, c)
+		}
+	}
+}
+
+func TestHotPathDoesNotAllocate(t *testing.T) {
+	r := newRing(t, 8)
+	n := testing.AllocsPerRun(100, func() {
+		r.NextSQE().PrepNop()
+		r.NextSQE().PrepNop()
+		r.Enter(2)
+		for r.Peek() != nil {
+			r.Advance()
+		}
+	})
+	if n != 0 {
+		t.Errorf("%v allocations per turn", n)
+	}
+}
