@@ -4,6 +4,7 @@ package holders
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -125,10 +126,7 @@ func TestHoldersOnDisk(t *testing.T) {
 		dir := mountPoint(t)
 		cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-c",
 			`mount -t ext4 "$0" "$1" && echo mounted && exec cat`, disk, dir)
-		in, out := pipes(t, cmd)
-		if line, _ := out.ReadString('\n'); line != "mounted\n" {
-			t.Fatalf("the child said %q", line)
-		}
+		in := startCat(t, cmd, "mounted\n")
 		got := find(t, disk)
 		if len(got) != 1 || got[0].Kind != KindMount || got[0].PID != cmd.Process.Pid || got[0].Command != "cat" ||
 			!strings.Contains(got[0].Detail, dir) {
@@ -183,10 +181,7 @@ func TestHoldersOnDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd := exec.Command("sh", "-c", `exec 3<>"$0"; echo open; exec cat`, node)
-		in, out := pipes(t, cmd)
-		if line, _ := out.ReadString('\n'); line != "open\n" {
-			t.Fatalf("the child said %q", line)
-		}
+		in := startCat(t, cmd, "open\n")
 		got := find(t, disk)
 		if len(got) != 1 || got[0].Kind != KindProcess || got[0].PID != cmd.Process.Pid ||
 			!strings.Contains(got[0].Detail, "open for writing by PID") || !strings.Contains(got[0].Detail, node) {
@@ -234,32 +229,55 @@ func TestHoldersOnDisk(t *testing.T) {
 	})
 
 	t.Run("partition", func(t *testing.T) {
-		cmd := exec.Command("sfdisk", "-q", disk)
-		cmd.Stdin = strings.NewReader("2048,131072\n")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("sfdisk: %v\n%s", err, out)
-		}
+		partition(t, 2048, 131072)
 		run(t, "mkfs.ext4", "-q", "-F", disk+"p1")
 		dir := mountPoint(t)
 		if err := unix.Mount(disk+"p1", dir, "ext4", 0, ""); err != nil {
 			t.Fatal(err)
 		}
-		defer run(t, "sfdisk", "-q", "--delete", disk)
-		defer unix.Unmount(dir, 0)
+		defer func() {
+			unix.Unmount(dir, 0)
+			partition(t, 0, 0)
+		}()
 		expect(t, Holder{Kind: KindMount, Device: disk + "p1", Detail: "mounted on " + dir})
 		expectClaimed(t)
 	})
 }
 
-// pipes starts a command and returns its stdin, whose end tells it to finish,
-// and its stdout.
-func pipes(t *testing.T, cmd *exec.Cmd) (io.WriteCloser, *bufio.Reader) {
+// partition writes a partition table with one partition, in sectors, or none
+// when it is of size 0, and makes the kernel read it.
+func partition(t *testing.T, start, size uint32) {
+	t.Helper()
+	sector := make([]byte, 512)
+	if size > 0 {
+		entry := sector[446:462]
+		entry[4] = 0x83 // Linux
+		binary.LittleEndian.PutUint32(entry[8:], start)
+		binary.LittleEndian.PutUint32(entry[12:], size)
+		sector[510], sector[511] = 0x55, 0xaa
+	}
+	f, err := os.OpenFile(disk, os.O_WRONLY|os.O_SYNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(sector); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKRRPART, 0); errno != 0 {
+		t.Fatalf("read the partition table of %s again: %v", disk, errno)
+	}
+}
+
+// startCat starts a command that prints ready and then becomes cat, and waits
+// until it has. Closing what it returns ends the command.
+func startCat(t *testing.T, cmd *exec.Cmd, ready string) io.Closer {
 	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
+	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,5 +286,14 @@ func pipes(t *testing.T, cmd *exec.Cmd) (io.WriteCloser, *bufio.Reader) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill() })
-	return in, bufio.NewReader(out)
+	if _, err := io.WriteString(in, "an echo\n"); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewReader(stdout)
+	for _, want := range []string{ready, "an echo\n"} {
+		if line, _ := out.ReadString('\n'); line != want {
+			t.Fatalf("%s said %q, want %q", cmd, line, want)
+		}
+	}
+	return in
 }
