@@ -5,8 +5,11 @@ BIN        := build/bin
 HARNESS    := build/ci
 GOBUILD    := CGO_ENABLED=0 $(GO) build -trimpath
 
+# The race detector needs cgo, and cgo a C compiler.
+RACE        = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && command -v "$$($(GO) env CC)" >/dev/null && echo -race)
+
 # What the test machine is made of; see "build/ci/vm -help".
-export KERNEL ACCEL DISKS DISK_SIZE DISK_DIR MEM CPUS VM_TIMEOUT OUT ICOUNT NATIVE QUIET VM_ENV
+export PKG RUN V KERNEL ACCEL DISKS DISK_SIZE DISK_DIR MEM CPUS VM_TIMEOUT OUT ICOUNT NATIVE QUIET VM_ENV
 
 # CMD is handed on as it was typed: make must not look for variables in it, and
 # must not put a second, escaped copy into the environment of what it starts.
@@ -24,17 +27,53 @@ help: ## list these targets
 build: ## build every program into build/bin (NOBUILD=1 leaves that out of other targets)
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
-	@if ls -d cmd/*/ >/dev/null 2>&1; then $(GOBUILD) -o $(BIN)/ ./cmd/...; fi
+	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench
 endif
 
 .PHONY: harness
 harness: # the programs behind the test machine
 	@mkdir -p $(HARNESS)
-	@$(GOBUILD) -o $(HARNESS)/ ./ci/vm ./ci/guest
+	@$(GOBUILD) -o $(HARNESS)/ ./ci/vm ./ci/guest ./ci/testrun
 
 .PHONY: vm
 vm: build harness ## run CMD='…' as root in a fresh virtual machine (KERNEL, DISKS, DISK_SIZE, DISK_DIR, OUT, …)
 	@$(HARNESS)/vm
+
+.PHONY: demo
+demo: build harness ## the main job: damage, recovery, proof
+	@$(HARNESS)/vm -- demo/run.sh
+
+.PHONY: test
+test: test-unit ## unit tests, then integration tests on both kernels
+	@$(MAKE) test-vm KERNEL=7.3
+	@$(MAKE) test-vm KERNEL=6.12
+
+.PHONY: test-unit
+test-unit: ## unit tests: no root, no kernel features (with -race where there is a C compiler)
+	$(GO) test $(RACE) ./...
+
+.PHONY: test-vm
+test-vm: build harness ## integration tests on KERNEL (PKG=./ublk RUN=regexp V=1 narrow it down)
+	@$(HARNESS)/testrun
+
+.PHONY: vm-selftest
+vm-selftest: harness ## the test machine's own promises, on both kernels
+	@ci/selftest.sh 7.3
+	@ci/selftest.sh 6.12
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, govulncheck
+	@ci/lint.sh
+
+.PHONY: bench-short
+bench-short: build harness ## a few minutes of fio: a volume beside the bare device under it
+	@OUT=build/bench $(HARNESS)/vm -- 'bench/run.sh $$SWAPBACK_OUT/short.json'
+
+.PHONY: ci
+ci: ## what .ci/run does
+	@$(MAKE) lint
+	@$(MAKE) test
+	@$(MAKE) bench-short
 
 .PHONY: clean
 clean: ## remove everything that was built

@@ -261,6 +261,9 @@ func environment(o *options, bin, release string) []string {
 		"SWAPBACK_VM=" + release,
 		"SWAPBACK_TEST_DISKS=" + diskNames(o.disks),
 	}
+	if o.out != "" {
+		env = append(env, "SWAPBACK_OUT=/out")
+	}
 	return append(env, o.env...)
 }
 

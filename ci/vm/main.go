@@ -25,6 +25,7 @@ import (
 
 // Exit statuses that are not the command's own.
 const (
+	exitCrash   = 123
 	exitTimeout = 124
 	exitHarness = 125
 )
@@ -80,6 +81,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, qemu.ErrTimeout):
 		notice("%v; the status is %d", err, exitTimeout)
 		return exitTimeout
+	case errors.Is(err, qemu.ErrCrash):
+		notice("%v; the status is %d", err, exitCrash)
+		return exitCrash
 	default:
 		notice("%v; the status is %d", err, exitHarness)
 		return exitHarness
@@ -114,7 +118,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	f.BoolVar(&o.quiet, "quiet", envBool("QUIET"), "say nothing when all is well ($QUIET)")
 	f.Usage = func() {
 		fmt.Fprintf(stderr, "usage: vm [flags] -- COMMAND\n\nRuns COMMAND with bash as root in a fresh virtual machine and exits with its status.\n"+
-			"Without COMMAND, that of $VM_CMD. Status %d: it took too long; %d: the machine failed.\n\n", exitTimeout, exitHarness)
+			"Without COMMAND, that of $VM_CMD. Status %d: it took too long; %d: the machine failed; %d: QEMU crashed.\n\n", exitTimeout, exitHarness, exitCrash)
 		f.PrintDefaults()
 	}
 	if err := f.Parse(args); err != nil {

@@ -71,6 +71,16 @@ func runNative(ctx context.Context, o *options, stdout, stderr io.Writer, notice
 	cmd := exec.CommandContext(limited, "/bin/bash", "-c", o.command)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "SWAPBACK_TEST_DISKS="+strings.Join(loops, " "))
+	if o.out != "" {
+		out, err := filepath.Abs(o.out)
+		if err == nil {
+			err = os.MkdirAll(out, 0o755)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("make the folder for results: %w", err)
+		}
+		cmd.Env = append(cmd.Env, "SWAPBACK_OUT="+out)
+	}
 	cmd.Env = append(cmd.Env, o.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -38,9 +38,12 @@ type Run struct {
 // ErrBoot: the machine did not come up. Nothing has run in it; it may be tried again.
 var ErrBoot = errors.New("the machine did not come up")
 
-// ErrLost: the machine ended, by a crash of its kernel or of QEMU, while the
-// command was running.
+// ErrLost: the machine's kernel stopped while the command was running.
 var ErrLost = errors.New("the machine was lost while the command ran")
+
+// ErrCrash: QEMU itself crashed while the command was running. That says
+// nothing about the command.
+var ErrCrash = errors.New("QEMU crashed while the command ran")
 
 // ErrTimeout: the command ran longer than Limit.
 var ErrTimeout = errors.New("the command took too long")
@@ -123,10 +126,13 @@ func (r *Run) follow(ctx context.Context, q *process, words <-chan string) (int,
 					return status, err
 				}
 			}
-			if ready {
-				return 0, fmt.Errorf("%w: %s", ErrLost, q.complaint())
+			switch {
+			case !ready:
+				return 0, fmt.Errorf("%w: %s", ErrBoot, q.complaint())
+			case q.crashed():
+				return 0, fmt.Errorf("%w: %s", ErrCrash, q.complaint())
 			}
-			return 0, fmt.Errorf("%w: %s", ErrBoot, q.complaint())
+			return 0, fmt.Errorf("%w: %s", ErrLost, q.complaint())
 		case w, ok := <-words:
 			if !ok {
 				words = nil
@@ -242,6 +248,13 @@ func (q *process) Write(p []byte) (int, error) {
 }
 
 var kvmError = []byte("KVM internal error")
+
+// crashed says whether QEMU ended by itself and not because its machine did.
+func (q *process) crashed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.state != nil && !q.state.Success()
+}
 
 // complaint is what is known about QEMU's end.
 func (q *process) complaint() string {

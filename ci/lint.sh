@@ -1,0 +1,45 @@
+#!/bin/sh
+# What "make lint" does. Every check runs, so that one call shows all there is
+# to mend; the status is 0 only if none complained.
+set -u
+STATICCHECK=honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK=golang.org/x/vuln/cmd/govulncheck@v1.9.0
+status=0
+
+check() {
+	name=$1
+	shift
+	if out=$("$@" 2>&1); then
+		echo "ok    $name"
+	else
+		echo "FAIL  $name"
+		echo "$out" | sed 's/^/      /'
+		status=1
+	fi
+}
+
+unformatted() {
+	list=$(find . -name build -prune -o -name '*.go' -print | xargs gofmt -l -s)
+	[ -z "$list" ] || { echo "not formatted (gofmt -s -w mends it):"; echo "$list"; return 1; }
+}
+
+# The tools come by "go run", so that they and what they need stay out of go.mod.
+check gofmt unformatted
+check "go vet" go vet ./...
+check "go vet -tags vm" go vet -tags vm ./...
+check staticcheck go run "$STATICCHECK" ./...
+check "staticcheck -tags vm" go run "$STATICCHECK" -tags vm ./...
+check "go mod verify" go mod verify
+
+# A vulnerability counts; a database that cannot be reached does not.
+if out=$(go run "$GOVULNCHECK" ./... 2>&1); then
+	echo "ok    govulncheck"
+elif echo "$out" | grep -q '^Vulnerability #'; then
+	echo "FAIL  govulncheck"
+	echo "$out" | sed 's/^/      /'
+	status=1
+else
+	echo "NOT CHECKED  govulncheck: it could not do its work, most likely for want of its database:"
+	echo "$out" | tail -n 3 | sed 's/^/      /'
+fi
+exit $status

@@ -1,0 +1,62 @@
+// Command testrun runs the integration tests: every package that has tests
+// with the build tag vm, one after another in one boot of the test machine.
+//
+//	testrun [-kernel 7.3] [-pkg ./ublk/...] [-run regexp] [-v]
+//
+// It compiles the tests on the host and calls itself in the machine, with
+// -inside, to run them.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	kernel  string
+	pkg     string
+	run     string
+	count   int
+	verbose bool
+	timeout time.Duration
+	inside  string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	var o options
+	flag.StringVar(&o.kernel, "kernel", os.Getenv("KERNEL"), "kernel to run on ($KERNEL)")
+	flag.StringVar(&o.pkg, "pkg", os.Getenv("PKG"), "package pattern; empty for all ($PKG)")
+	flag.StringVar(&o.run, "run", os.Getenv("RUN"), "run only the tests that match ($RUN)")
+	flag.IntVar(&o.count, "count", 1, "run every test this often")
+	flag.BoolVar(&o.verbose, "v", os.Getenv("V") != "", "show all output ($V)")
+	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "limit for each package")
+	flag.StringVar(&o.inside, "inside", "", "")
+	flag.Parse()
+	var err error
+	if o.inside != "" {
+		err = runInside(ctx, &o)
+	} else {
+		err = runOutside(ctx, &o)
+	}
+	var failed *failedError
+	switch {
+	case errors.As(err, &failed):
+		os.Exit(1)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "testrun:", err)
+		os.Exit(2)
+	}
+}
+
+// failedError: tests failed, and the report has said which.
+type failedError struct{ status int }
+
+func (e *failedError) Error() string { return fmt.Sprintf("tests failed (status %d)", e.status) }

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// exitCrash is what ci/vm ends with when QEMU itself crashed.
+const exitCrash = 123
+
+// manifest tells the inside what to run.
+type manifest struct {
+	Packages []compiled
+}
+
+type compiled struct {
+	Name, Dir, Binary string
+}
+
+// runOutside compiles the tests and boots the machine.
+func runOutside(ctx context.Context, o *options) error {
+	pattern := o.pkg
+	if pattern == "" {
+		pattern = "./..."
+	}
+	pkgs, err := vmPackages(ctx, pattern)
+	if err != nil {
+		return err
+	}
+	if len(pkgs) == 0 {
+		return fmt.Errorf("%s has no tests with the build tag vm", pattern)
+	}
+	root, err := filepath.Abs("build/test")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return fmt.Errorf("make a folder for test binaries: %w", err)
+	}
+	dir, err := os.MkdirTemp(root, "run-")
+	if err != nil {
+		return fmt.Errorf("make a folder for test binaries: %w", err)
+	}
+	defer os.RemoveAll(dir)
+
+	var m manifest
+	broken := false
+	for _, p := range pkgs {
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, p.Module.Path), "/")
+		bin := filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".test")
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "vm", "-o", bin, p.ImportPath)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			fmt.Printf("FAIL  %s does not compile\n", name)
+			broken = true
+			continue
+		}
+		m.Packages = append(m.Packages, compiled{name, p.Dir, bin})
+	}
+	if len(m.Packages) == 0 {
+		return &failedError{1}
+	}
+	status, err := boot(ctx, o, dir, &m)
+	if err != nil {
+		return err
+	}
+	if status == 0 && broken {
+		status = 1
+	}
+	if status != 0 {
+		return &failedError{status}
+	}
+	return nil
+}
+
+// boot runs the compiled tests in the machine. A crash of QEMU is no verdict
+// on what is tested, so it gets a second chance.
+func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error) {
+	list := filepath.Join(dir, "manifest.json")
+	data, err := json.Marshal(m)
+	if err != nil {
+		return 0, err
+	}
+	if err := os.WriteFile(list, data, 0o644); err != nil {
+		return 0, fmt.Errorf("write the list of tests: %w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, fmt.Errorf("find this program: %w", err)
+	}
+	// A copy of our own: a build while the machine runs would pull it away.
+	own := filepath.Join(dir, "testrun")
+	program, err := os.ReadFile(self)
+	if err == nil {
+		err = os.WriteFile(own, program, 0o755)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("copy this program: %w", err)
+	}
+	inside := []string{own, "-inside", list, "-run", o.run, "-count", fmt.Sprint(o.count), "-timeout", o.timeout.String()}
+	if o.verbose {
+		inside = append(inside, "-v")
+	}
+	for i, a := range inside {
+		inside[i] = quote(a)
+	}
+	for try := 1; ; try++ {
+		cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "vm"), "-kernel", o.kernel, "--", strings.Join(inside, " "))
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		err := cmd.Run()
+		var exit *exec.ExitError
+		switch {
+		case err == nil:
+			return 0, nil
+		case !errors.As(err, &exit):
+			return 0, fmt.Errorf("run the test machine: %w", err)
+		case exit.ExitCode() == exitCrash && try == 1:
+			fmt.Println("testrun: QEMU crashed; running the tests once more from the beginning")
+		default:
+			return exit.ExitCode(), nil
+		}
+	}
+}
+
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+type goPackage struct {
+	ImportPath, Dir           string
+	Module                    struct{ Path string }
+	TestGoFiles, XTestGoFiles []string
+}
+
+// vmPackages lists the packages that have more test files with the tag vm than
+// without it.
+func vmPackages(ctx context.Context, pattern string) ([]goPackage, error) {
+	without, err := goList(ctx, pattern)
+	if err != nil {
+		return nil, err
+	}
+	with, err := goList(ctx, pattern, "-tags", "vm")
+	if err != nil {
+		return nil, err
+	}
+	plain := map[string][]string{}
+	for _, p := range without {
+		plain[p.ImportPath] = append(p.TestGoFiles, p.XTestGoFiles...)
+	}
+	var out []goPackage
+	for _, p := range with {
+		for _, f := range append(p.TestGoFiles, p.XTestGoFiles...) {
+			if !slices.Contains(plain[p.ImportPath], f) {
+				out = append(out, p)
+				break
+			}
+		}
+	}
+	return out, nil
+}
+
+func goList(ctx context.Context, pattern string, flags ...string) ([]goPackage, error) {
+	// -e: a package that does not compile is reported where it is compiled.
+	args := append([]string{"list", "-e", "-json=ImportPath,Dir,Module,TestGoFiles,XTestGoFiles"}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, strings.Fields(pattern)...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list %s: %w", pattern, err)
+	}
+	var list []goPackage
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return list, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("go list %s: %w", pattern, err)
+		}
+		list = append(list, p)
+	}
+}
