@@ -2,15 +2,34 @@ package ublk
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+	"unsafe"
 )
 
-// Features are the bits that GET_FEATURES answers (UBLK_F_ in ublk_cmd.h).
-type Features uint64
+// DefaultCommandTimeout bounds one control command. It is longer than the 31
+// seconds that kernel 6.12 may take to notice a dead server with every request
+// in flight.
+const DefaultCommandTimeout = 40 * time.Second
 
-// State of a device in the kernel (UBLK_S_DEV_ in ublk_cmd.h).
-type State uint16
+// pollInterval is how often states that the driver does not announce are asked
+// for again.
+const pollInterval = 10 * time.Millisecond
+
+const (
+	controlPath = "/dev/ublk-control"
+	classPath   = "/sys/class/ublk-char"
+	anyID       = ^uint32(0)
+	noQueue     = ^uint16(0)
+)
 
 // Info is what the kernel knows of a device.
 type Info struct {
@@ -19,36 +38,222 @@ type Info struct {
 	Depth      int
 	State      State
 	MaxIOBytes int
-	PID        int // thread group of the server, -1 without one
-	Flags      Features
-	Tag        uint64
+	PID        int      // thread group of the server; of the last one when it is gone
+	Flags      Features // that the device was added with
+	Tag        uint64   // Options.Tag of whoever added it
 }
 
 // ControlOptions for OpenControl.
 type ControlOptions struct {
-	Timeout time.Duration // per command, 0: 30 s
+	Timeout time.Duration // per command, 0: DefaultCommandTimeout
 	Logger  *slog.Logger  // nil: none
 }
 
 // Control runs control commands, one at a time, on a thread of its own. One per
-// process is enough; all methods may be called from any goroutine.
-type Control struct{}
+// process is enough; all methods may be called from any goroutine. It holds no
+// device: closing it changes none.
+type Control struct {
+	worker *controlWorker
+	log    *slog.Logger
+}
 
 // OpenControl opens /dev/ublk-control. ErrNoDriver when it is not there.
-func OpenControl(o ControlOptions) (*Control, error) { return nil, errNotYet }
+func OpenControl(o ControlOptions) (*Control, error) {
+	if o.Timeout == 0 {
+		o.Timeout = DefaultCommandTimeout
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	f, err := os.OpenFile(controlPath, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoDriver
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ublk: opening the control device: %w", err)
+	}
+	w, err := startControlWorker(f, o.Timeout, o.Logger)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &Control{worker: w, log: o.Logger}, nil
+}
 
-// Close ends the thread. Devices live on.
-func (c *Control) Close() error { return nil }
+// Close ends the thread. Commands that come later fail with ErrClosed.
+func (c *Control) Close() error { return c.worker.close() }
 
-// Features asks what the driver can do.
-func (c *Control) Features(ctx context.Context) (Features, error) { return 0, errNotYet }
+// Features asks what the driver can do (GET_FEATURES).
+func (c *Control) Features(ctx context.Context) (Features, error) {
+	buf := make([]byte, 8) // UBLK_FEATURES_LEN
+	if err := c.do(ctx, "GET_FEATURES", cmdGetFeatures, 0, ctrlCmd{}, buf); err != nil {
+		return 0, err
+	}
+	return *(*Features)(unsafe.Pointer(&buf[0])), nil
+}
 
-// List tells of every ublk device of this machine, whoever serves it.
-func (c *Control) List(ctx context.Context) ([]Info, error) { return nil, errNotYet }
+// Info of one device (GET_DEV_INFO2); ErrNoDevice.
+func (c *Control) Info(ctx context.Context, id int) (Info, error) {
+	// The answer follows the path in the buffer: INFO2 lets the owner of an
+	// unprivileged device ask, and proves that by the char device it names.
+	path := charPath(id) + "\x00"
+	buf := make([]byte, len(path)+int(unsafe.Sizeof(devInfo{})))
+	copy(buf, path)
+	cmd := ctrlCmd{DevPathLen: uint16(len(path))}
+	if err := c.do(ctx, "GET_DEV_INFO2", cmdGetDevInfo2, id, cmd, buf); err != nil {
+		return Info{}, err
+	}
+	info, err := decodeInfo(buf[len(path):])
+	if err != nil {
+		return Info{}, fmt.Errorf("ublk: device %d: %w", id, err)
+	}
+	return info, nil
+}
 
-// Info of one device; ErrNoDevice.
-func (c *Control) Info(ctx context.Context, id int) (Info, error) { return Info{}, errNotYet }
+// List tells of every ublk device of this machine, whoever serves it, in the
+// order of their numbers.
+func (c *Control) List(ctx context.Context) ([]Info, error) {
+	ids, err := listIDs(classPath)
+	if err != nil {
+		return nil, err
+	}
+	var infos []Info
+	for _, id := range ids {
+		info, err := c.Info(ctx, id)
+		if errors.Is(err, ErrNoDevice) || errors.Is(err, fs.ErrNotExist) {
+			continue // gone since
+		}
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
 
-// Delete stops a device (what is in flight without a server fails with EIO)
-// and removes it.
-func (c *Control) Delete(ctx context.Context, id int) error { return errNotYet }
+// listIDs reads the numbers of the char devices in a /sys/class directory.
+func listIDs(dir string) ([]int, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNoDriver
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ublk: listing devices: %w", err)
+	}
+	var ids []int
+	for _, e := range entries {
+		digits, ok := strings.CutPrefix(filepath.Base(e.Name()), "ublkc")
+		if !ok {
+			continue
+		}
+		if id, err := strconv.Atoi(digits); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Delete stops a device and removes it, whoever added it. Requests that wait
+// for a server fail with EIO. It waits until the device is gone, which needs
+// every opener of the block device to let go and its server to end; ErrBusy
+// when ctx, or the command timeout, ends first. The removal then happens
+// later, by itself.
+func (c *Control) Delete(ctx context.Context, id int) error {
+	if err := c.stopDev(ctx, id); err != nil {
+		return err
+	}
+	return c.delDev(ctx, id)
+}
+
+func (c *Control) addDev(ctx context.Context, d *devInfo) error {
+	buf := make([]byte, unsafe.Sizeof(*d))
+	*(*devInfo)(unsafe.Pointer(&buf[0])) = *d
+	id := -1
+	if d.DevID != anyID {
+		id = int(d.DevID)
+	}
+	if err := c.do(ctx, "ADD_DEV", cmdAddDev, id, ctrlCmd{}, buf); err != nil {
+		return err
+	}
+	*d = *(*devInfo)(unsafe.Pointer(&buf[0]))
+	return nil
+}
+
+func (c *Control) setParams(ctx context.Context, id int, p params) error {
+	buf := make([]byte, unsafe.Sizeof(p))
+	*(*params)(unsafe.Pointer(&buf[0])) = p
+	return c.do(ctx, "SET_PARAMS", cmdSetParams, id, ctrlCmd{}, buf)
+}
+
+func (c *Control) getParams(ctx context.Context, id int) (params, error) {
+	buf := make([]byte, unsafe.Sizeof(params{}))
+	head := (*params)(unsafe.Pointer(&buf[0]))
+	head.Len = uint32(len(buf))
+	head.Types = paramTypeBasic | paramTypeDiscard | paramTypeDevt
+	if err := c.do(ctx, "GET_PARAMS", cmdGetParams, id, ctrlCmd{}, buf); err != nil {
+		return params{}, err
+	}
+	return decodeParams(buf)
+}
+
+// startDev needs every FETCH of every queue to be there; it waits for them.
+func (c *Control) startDev(ctx context.Context, id int) error {
+	return c.do(ctx, "START_DEV", cmdStartDev, id, ctrlCmd{Data: uint64(os.Getpid())}, nil)
+}
+
+func (c *Control) stopDev(ctx context.Context, id int) error {
+	return c.do(ctx, "STOP_DEV", cmdStopDev, id, ctrlCmd{}, nil)
+}
+
+// delDev deletes without blocking in the driver (DEL_DEV_ASYNC, 6.9): DEL_DEV
+// would keep every other command waiting behind the last opener. Then it asks
+// until the number is free.
+func (c *Control) delDev(ctx context.Context, id int) error {
+	if err := c.do(ctx, "DEL_DEV_ASYNC", cmdDelDevAsync, id, ctrlCmd{}, nil); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.worker.timeout)
+	defer cancel()
+	for {
+		_, err := c.Info(ctx, id)
+		if errors.Is(err, ErrNoDevice) || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("ublk: device %d is deleted but not gone, somebody still has %s or its server's descriptors open: %w (%w)",
+				id, blockPath(id), ErrBusy, ctx.Err())
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+func (c *Control) startRecovery(ctx context.Context, id int) error {
+	return c.do(ctx, "START_USER_RECOVERY", cmdStartUserRecovery, id, ctrlCmd{}, nil)
+}
+
+func (c *Control) endRecovery(ctx context.Context, id int) error {
+	return c.do(ctx, "END_USER_RECOVERY", cmdEndUserRecovery, id, ctrlCmd{Data: uint64(os.Getpid())}, nil)
+}
+
+func (c *Control) updateSize(ctx context.Context, id int, sectors uint64) error {
+	return c.do(ctx, "UPDATE_SIZE", cmdUpdateSize, id, ctrlCmd{Data: sectors}, nil)
+}
+
+// do fills in the common parts of a command and runs it. buf travels both ways;
+// it must not be used again after an error, when the driver may still hold it.
+func (c *Control) do(ctx context.Context, name string, op uint32, id int, cmd ctrlCmd, buf []byte) error {
+	cmd.DevID = uint32(id)
+	if id < 0 {
+		cmd.DevID = anyID
+	}
+	cmd.QueueID = noQueue
+	return c.worker.run(ctx, &controlCall{ctx: ctx, name: name, op: op, id: id, cmd: cmd, buf: buf})
+}
+
+func charPath(id int) string  { return "/dev/ublkc" + strconv.Itoa(id) }
+func blockPath(id int) string { return "/dev/ublkb" + strconv.Itoa(id) }

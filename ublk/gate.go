@@ -1,0 +1,85 @@
+package ublk
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// gateState is what a queue does with a request that arrives.
+type gateState uint64
+
+const (
+	gateServe  gateState = iota // issue it
+	gateHold                    // keep it, unanswered
+	gateRefuse                  // answer EBUSY
+	gateLeave                   // keep it; end when nothing is in flight
+
+	gateStateMask = 3
+	gateReadOnly  = 1 << 2
+	gateEpochUnit = 1 << 3
+)
+
+// gate is the one word that decides over every request of a device: state,
+// read-only bit, and an epoch that grows with each change.
+//
+// A queue loads the word once at the start of a turn, handles every completion
+// of that turn by it, and at the end of the turn stores how much is in flight
+// at the backend, then the word as its acknowledgement. Once a queue has
+// acknowledged a closed word, everything it let through earlier is in its
+// in-flight count, and it lets nothing more through until the word changes.
+// Drain relies on this: it reads the acknowledgement first and the count after
+// it, so that it cannot miss a request that slipped in while the gate closed.
+type gate struct {
+	_    [64]byte // the word is read by all queues: nothing else on its line
+	word atomic.Uint64
+	_    [56]byte
+
+	mu       sync.Mutex
+	stopping bool // a hold would keep STOP_DEV waiting for ever: refuse instead
+}
+
+func stateOf(word uint64) gateState { return gateState(word & gateStateMask) }
+
+// set changes the state and tells whether it was another one. Leaving is final.
+func (g *gate) set(s gateState) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.setLocked(s)
+}
+
+func (g *gate) setLocked(s gateState) bool {
+	old := g.word.Load()
+	if g.stopping && s == gateHold {
+		s = gateRefuse
+	}
+	if stateOf(old) == s || stateOf(old) == gateLeave {
+		return false
+	}
+	g.word.Store((old+gateEpochUnit)&^gateStateMask | uint64(s))
+	return true
+}
+
+// stop makes sure that no request is held, now or later.
+func (g *gate) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopping = true
+	if stateOf(g.word.Load()) == gateHold {
+		g.setLocked(gateRefuse)
+	}
+}
+
+func (g *gate) setReadOnly(on bool) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old := g.word.Load()
+	word := old &^ gateReadOnly
+	if on {
+		word |= gateReadOnly
+	}
+	if word == old {
+		return false
+	}
+	g.word.Store(word + gateEpochUnit)
+	return true
+}
