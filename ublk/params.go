@@ -145,16 +145,17 @@ func (d *devInfo) info() (Info, error) {
 func decodeDesc(d ioDesc) (op Op, flags uint32, off, n uint64, ok bool) {
 	op = Op(d.OpFlags & 0xff)
 	flags = d.OpFlags &^ 0xff
+	switch op {
+	case OpFlush:
+		// Its start sector is not set: the block layer leaves it at ^0.
+		return op, flags, 0, 0, true
+	case OpRead, OpWrite, OpDiscard, OpWriteZeroes:
+	default:
+		return op, flags, 0, 0, false
+	}
 	n = uint64(d.NrSectors) * sectorSize
 	if d.StartSector > (math.MaxInt64-n)/sectorSize {
 		return op, flags, 0, 0, false
 	}
-	off = d.StartSector * sectorSize
-	switch op {
-	case OpRead, OpWrite, OpDiscard, OpWriteZeroes:
-		return op, flags, off, n, true
-	case OpFlush:
-		return op, flags, 0, 0, true
-	}
-	return op, flags, off, n, false
+	return op, flags, d.StartSector * sectorSize, n, true
 }
