@@ -51,7 +51,7 @@ func runInside(ctx context.Context, o *options) error {
 	case total.Failed > 0:
 		return &failedError{1}
 	case total.Passed == 0 && total.Skipped == 0:
-		return fmt.Errorf("no test matches -run %s", o.run)
+		return errors.New("there was no test to run: does RUN match one?")
 	}
 	return nil
 }
@@ -62,7 +62,7 @@ func runPackage(ctx context.Context, o *options, p compiled) gotest.Counts {
 	limited, cancel := context.WithTimeout(ctx, o.timeout+time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(limited, p.Binary, "-test.v", "-test.timeout="+o.timeout.String(),
-		"-test.run="+o.run, fmt.Sprintf("-test.count=%d", o.count))
+		"-test.run="+p.Run, fmt.Sprintf("-test.count=%d", o.count))
 	cmd.Dir = p.Dir
 	f := gotest.NewFollower(os.Stdout, o.verbose)
 	cmd.Stdout, cmd.Stderr = f, f

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os"
 	"os/exec"
@@ -23,6 +26,8 @@ type manifest struct {
 
 type compiled struct {
 	Name, Dir, Binary string
+	// Run is the -test.run of this package.
+	Run string
 }
 
 // runOutside compiles the tests and boots the machine.
@@ -64,7 +69,13 @@ func runOutside(ctx context.Context, o *options) error {
 			broken = true
 			continue
 		}
-		m.Packages = append(m.Packages, compiled{name, p.Dir, bin})
+		run := o.run
+		if run == "" {
+			if run, err = vmTests(p.Dir, p.tagged); err != nil {
+				return err
+			}
+		}
+		m.Packages = append(m.Packages, compiled{name, p.Dir, bin, run})
 	}
 	if len(m.Packages) == 0 {
 		return &failedError{1}
@@ -106,7 +117,7 @@ func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error)
 	if err != nil {
 		return 0, fmt.Errorf("copy this program: %w", err)
 	}
-	inside := []string{own, "-inside", list, "-run", o.run, "-count", fmt.Sprint(o.count), "-timeout", o.timeout.String()}
+	inside := []string{own, "-inside", list, "-count", fmt.Sprint(o.count), "-timeout", o.timeout.String()}
 	if o.verbose {
 		inside = append(inside, "-v")
 	}
@@ -137,6 +148,9 @@ type goPackage struct {
 	ImportPath, Dir           string
 	Module                    struct{ Path string }
 	TestGoFiles, XTestGoFiles []string
+
+	// tagged are the test files that only the tag vm brings.
+	tagged []string
 }
 
 // vmPackages lists the packages that have more test files with the tag vm than
@@ -158,12 +172,38 @@ func vmPackages(ctx context.Context, pattern string) ([]goPackage, error) {
 	for _, p := range with {
 		for _, f := range append(p.TestGoFiles, p.XTestGoFiles...) {
 			if !slices.Contains(plain[p.ImportPath], f) {
-				out = append(out, p)
-				break
+				p.tagged = append(p.tagged, f)
 			}
+		}
+		if len(p.tagged) > 0 {
+			out = append(out, p)
 		}
 	}
 	return out, nil
+}
+
+// vmTests is a -test.run that matches the tests in some files of a package: its
+// other tests have been run on the host, where they take a tenth of the time.
+func vmTests(dir string, files []string) (string, error) {
+	var names []string
+	for _, name := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(dir, name), nil, parser.SkipObjectResolution)
+		if err != nil {
+			return "", fmt.Errorf("look for tests: %w", err)
+		}
+		for _, d := range f.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Recv != nil || fn.Name.Name == "TestMain" {
+				continue
+			}
+			for _, kind := range []string{"Test", "Fuzz", "Example"} {
+				if strings.HasPrefix(fn.Name.Name, kind) {
+					names = append(names, fn.Name.Name)
+				}
+			}
+		}
+	}
+	return "^(" + strings.Join(names, "|") + ")$", nil
 }
 
 func goList(ctx context.Context, pattern string, flags ...string) ([]goPackage, error) {
