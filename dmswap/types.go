@@ -1,0 +1,148 @@
+package dmswap
+
+import "time"
+
+// UUID is the text form of an RFC 4122 UUID, in lower case.
+type UUID = string
+
+// PoolInfo describes an open pool.
+type PoolInfo struct {
+	Name        string
+	UUID        UUID
+	Created     time.Time
+	ExtentSize  int64  // bytes
+	Extents     int64  // on all members
+	FreeExtents int64  // on all members
+	Generation  uint64 // of the metadata; grows with every commit
+	Members     []MemberInfo
+}
+
+// MemberInfo describes one disk of a pool.
+type MemberInfo struct {
+	Index       int
+	UUID        UUID
+	Path        string // where the disk is now
+	Size        int64  // bytes of the disk
+	DataOffset  int64  // byte on the disk at which extent 0 begins
+	Extents     int64
+	FreeExtents int64
+}
+
+// VolumeInfo describes a volume at one moment. It shares nothing with the pool.
+type VolumeInfo struct {
+	Name         string
+	UUID         UUID
+	Size         int64 // bytes
+	Created      time.Time
+	Device       string // the volume's device-mapper device, /dev/dm-N
+	DeviceNumber int    // number of the block device it is served as, -1 for none yet
+	Attached     bool   // it is to be served
+	ReadOnly     bool   // it is to be served read-only
+	Busy         string // what operation is under way on it, or ""
+	Snapshot     bool   // a snapshot is open
+	Position     Position
+}
+
+// Position is the content behind a volume.
+type Position struct {
+	ID           UUID
+	Generation   uint64 // grows when the position is swapped or grown
+	Stripes      int    // 1 is linear
+	StripeSize   int64  // bytes; 0 when linear
+	Segments     []Segment
+	DescendsFrom string // id of the backup the content was last equal to
+	Quarantine   *Quarantine
+}
+
+// Segment is a run of extents of a position, in the order of the volume.
+type Segment struct {
+	Extents int64 // on each stripe
+	Stripes []SegmentStripe
+}
+
+// SegmentStripe is where one stripe of a segment begins.
+type SegmentStripe struct {
+	Member int   // index of the member
+	Start  int64 // first extent on the member
+}
+
+// Quarantine labels a position that holds failed data. A position in
+// quarantine is not swapped.
+type Quarantine struct {
+	Reason   string    `json:"reason"`
+	Time     time.Time `json:"time"`
+	Volume   string    `json:"volume,omitempty"` // name under which the data failed
+	Job      string    `json:"job,omitempty"`
+	Step     string    `json:"step,omitempty"`
+	ExitCode int       `json:"exit_code,omitempty"`
+	Backup   string    `json:"backup,omitempty"` // backup that took the data's place
+}
+
+// VolumeSpec describes a new volume.
+type VolumeSpec struct {
+	Name string
+	// Size in bytes, rounded up to 4096.
+	Size int64
+	// Stripes is how many members to stripe over; 0 and 1 are linear.
+	Stripes int
+	// StripeSize in bytes, a power of two from 4 KiB to the extent size;
+	// 0 is 64 KiB.
+	StripeSize int64
+	// Zero writes zeroes over the whole volume. Without it the first and the
+	// last MiB are zeroed, where signatures of old content would be found, and
+	// the rest shows whatever the disks held.
+	Zero bool
+}
+
+// VolumeAttrs are what [Pool.SetVolume] can change.
+type VolumeAttrs struct {
+	DeviceNumber int
+	Attached     bool
+	ReadOnly     bool
+}
+
+// PositionAttrs are what [Pool.SetPosition] can change.
+type PositionAttrs struct {
+	DescendsFrom string
+	Quarantine   *Quarantine
+}
+
+// SwapPair names two volumes, each by name or UUID, whose positions are to be
+// exchanged. ExpectA and ExpectB are the generations that the positions behind
+// A and B must have; 0 accepts any.
+type SwapPair struct {
+	A, B             string
+	ExpectA, ExpectB uint64
+}
+
+// SwapTiming is how long each phase of a swap took. Suspend, Commit and Resume
+// add up to the pause that the volumes' users see.
+type SwapTiming struct {
+	Preload, Suspend, Commit, Resume time.Duration
+}
+
+// SnapshotOptions are the options of [Pool.OpenSnapshot].
+type SnapshotOptions struct {
+	// COWSize is how many bytes of old data the snapshot can keep, rounded up
+	// to extents. 0 is the volume's size and some overhead, but at most half of
+	// the free extents. A snapshot that runs full turns invalid; the volume
+	// goes on.
+	COWSize int64
+}
+
+// SnapshotStatus tells how full a snapshot is.
+type SnapshotStatus struct {
+	Used, Total int64 // bytes of old data
+	// Invalid is set when the snapshot ran full or met an I/O error. It can't
+	// be read any more.
+	Invalid bool
+}
+
+// Report is the outcome of [Pool.Check].
+type Report struct {
+	Checked  []string // what was looked at
+	Problems []string // what is wrong; each names the object
+}
+
+// OK tells whether no problem was found.
+func (r Report) OK() bool { return len(r.Problems) == 0 }
