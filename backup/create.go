@@ -1,0 +1,341 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/swapback/swapback/backup/internal/codec"
+	"github.com/swapback/swapback/backup/internal/device"
+	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/pack"
+	"github.com/swapback/swapback/backup/internal/store"
+	"github.com/swapback/swapback/backup/internal/table"
+)
+
+// maxParallel bounds workers, and with them memory.
+const maxParallel = 16
+
+func parallel(n int) int {
+	if n <= 0 {
+		n = runtime.NumCPU() + 2
+	}
+	return min(n, maxParallel)
+}
+
+// Create takes one backup of all sources. When it returns an error there is no
+// backup, and what had been written of it is removed as far as that is possible.
+func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptions) (Backup, error) {
+	start := time.Now()
+	names := make([]string, len(sources))
+	for i, s := range sources {
+		names[i] = s.Volume.name()
+	}
+	op := fmt.Sprintf("back up %s to %s", some(names), r.Location())
+	if err := checkSources(op, sources); err != nil {
+		return Backup{}, err
+	}
+	sources = slices.Clone(sources)
+	files, err := openSources(op, sources)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return Backup{}, err
+	}
+	if o.At.IsZero() {
+		o.At = r.now()
+	}
+	if id := makeID(o.At, format.ID{}); !validID(id) {
+		return Backup{}, &Error{Kind: ErrInvalid, Op: op, Detail: fmt.Sprintf("no ID can be made of the instant %v", o.At)}
+	}
+	b := Backup{Created: o.At.UTC(), Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step}
+
+	log := logger(o.Logger)
+	s, err := r.begin(ctx, "backup", log)
+	if err != nil {
+		return Backup{}, wrap(op, err)
+	}
+	defer s.end()
+	c, err := r.newCreation(s, o, len(sources), log)
+	if err != nil {
+		return Backup{}, wrap(op, err)
+	}
+	defer c.close()
+	if err := c.reuse.load(ctx, r, sources); err != nil {
+		return Backup{}, wrap(op, err)
+	}
+	b.Volumes, err = c.volumes(ctx, sources, files)
+	if errors.Is(err, errPoisoned) {
+		log.Warn("beginning anew without using chunks of earlier backups again", "err", err)
+		c.reuse.distrust()
+		b.Volumes, err = c.volumes(ctx, sources, files)
+	}
+	if err == nil {
+		b.Seconds = time.Since(start).Seconds()
+		err = c.commit(ctx, &b)
+	}
+	if err != nil {
+		c.discard(ctx, err)
+		return Backup{}, wrap(op, err)
+	}
+	log.Info("backup is complete", "backup", b.ID, "repository", r.Location(),
+		"size", b.Size(), "stored", b.StoredBytes(), "duration", time.Since(start))
+	return b, nil
+}
+
+func checkSources(op string, sources []Source) error {
+	if len(sources) == 0 || len(sources) > maxVolumes {
+		return &Error{Kind: ErrInvalid, Op: op, Detail: fmt.Sprintf("%d sources", len(sources)), Remedy: "name at least one volume"}
+	}
+	seen := make(map[string]bool)
+	for _, s := range sources {
+		if s.Volume.name() == "" || s.Path == "" {
+			return &Error{Kind: ErrInvalid, Op: op, Detail: "a source has no name or no path"}
+		}
+		for _, key := range []string{"name " + s.Volume.name(), "uuid " + s.Volume.UUID} {
+			if seen[key] && key != "uuid " {
+				return &Error{Kind: ErrInvalid, Op: op, Detail: "two sources have the " + key, Remedy: "name each volume once"}
+			}
+			seen[key] = true
+		}
+	}
+	return nil
+}
+
+// openSources opens all sources and fills in their sizes.
+func openSources(op string, sources []Source) (files []*device.File, err error) {
+	for i := range sources {
+		s := &sources[i]
+		f, err := device.OpenSource(s.Path)
+		if err != nil {
+			return files, wrapSource(op, s.Path, err)
+		}
+		files = append(files, f)
+		if s.Volume.Size != 0 && s.Volume.Size != f.Size() || f.Size() == 0 || f.Size() > format.MaxVolume {
+			return files, &Error{Kind: ErrSize, Op: op, Object: s.Path,
+				Detail: fmt.Sprintf("it has %d bytes, the volume %d", f.Size(), s.Volume.Size),
+				Remedy: "name the device that shows this volume"}
+		}
+		s.Volume.Size = f.Size()
+	}
+	return files, nil
+}
+
+// creation is a backup under way. Its fields are used by the goroutine that
+// called Create, except reuse and progress.
+type creation struct {
+	r        *Repository
+	session  *session
+	o        CreateOptions
+	log      *slog.Logger
+	reuse    *reuse
+	progress *tracker
+	chunks   *pack.Writer
+	nodes    *pack.Writer
+	stored   []int64 // of each source; a second attempt adds to the first's
+
+	// For nodes; every worker has its own.
+	comp   *codec.Compressor
+	reader *pack.Reader
+	buf    []byte
+}
+
+func (r *Repository) newCreation(s *session, o CreateOptions, sources int, log *slog.Logger) (*creation, error) {
+	c := &creation{r: r, session: s, o: o, log: log, reuse: r.newReuse(o.Reuse, log), stored: make([]int64, sources)}
+	wo := pack.WriterOptions{Kind: format.KindChunk, Repository: r.id, Session: s.id, Size: r.packSize, NewID: r.newID}
+	c.chunks = pack.NewWriter(r.store, wo)
+	wo.Kind = format.KindNode
+	c.nodes = pack.NewWriter(r.store, wo)
+	var err error
+	if c.comp, err = codec.NewCompressor(format.MaxNode); err != nil {
+		return nil, err
+	}
+	if c.reader, err = r.newReader(); err != nil {
+		c.comp.Close()
+		return nil, err
+	}
+	c.buf = make([]byte, c.comp.Bound(format.MaxNode))
+	return c, nil
+}
+
+func (c *creation) close() {
+	c.chunks.Abort()
+	c.nodes.Abort()
+	c.comp.Close()
+	c.reader.Close()
+}
+
+// volumes stores all sources.
+func (c *creation) volumes(ctx context.Context, sources []Source, files []*device.File) ([]BackupVolume, error) {
+	var total int64
+	for _, s := range sources {
+		total += s.Volume.Size
+	}
+	c.progress = track(PhaseBackup, total, -1, c.o.Progress)
+	defer c.progress.finish()
+	volumes := make([]BackupVolume, len(sources))
+	for i, s := range sources {
+		v := &volumes[i]
+		*v = BackupVolume{VolumeRef: s.Volume, ChunkSize: c.r.config.ChunkSize, StoredBytes: c.stored[i]}
+		err := c.volume(ctx, v, files[i])
+		c.stored[i] = v.StoredBytes
+		if err != nil {
+			return nil, err
+		}
+	}
+	return volumes, nil
+}
+
+// volume stores one source: chunks, then what is left of its table.
+func (c *creation) volume(ctx context.Context, v *BackupVolume, f *device.File) error {
+	shape, err := format.ShapeOf(v.Size, v.ChunkSize)
+	if err != nil {
+		return err
+	}
+	tree := table.NewBuilder(shape, func(node []byte) (format.Ref, error) { return c.node(ctx, v, node) })
+	err = c.readChunks(ctx, f, func(ck *chunk) error {
+		n := int64(len(ck.plain))
+		c.progress.done.Add(n)
+		if ck.zero {
+			v.ZeroBytes += n
+			c.progress.zero.Add(n)
+			return tree.Append(format.Ref{})
+		}
+		v.DataBytes += n
+		ref, err := c.chunk(ctx, v, ck)
+		if err != nil {
+			return err
+		}
+		return tree.Append(ref)
+	})
+	if err != nil {
+		return err
+	}
+	root, err := tree.Finish()
+	if err != nil {
+		return err
+	}
+	v.Table = tableOf(root)
+	return nil
+}
+
+// chunk stores a chunk that is not all zero, if it is not there yet.
+func (c *creation) chunk(ctx context.Context, v *BackupVolume, ck *chunk) (format.Ref, error) {
+	reused := ck.reused
+	if !reused {
+		// Another worker may have had the same chunk at the same time.
+		if ref, ok := c.reuse.own(ck.ref.Hash, format.KindChunk); ok {
+			ck.ref, reused = ref, true
+		}
+	}
+	if reused {
+		v.ReusedBytes += int64(len(ck.plain))
+		c.progress.reused.Add(int64(len(ck.plain)))
+		return ck.ref, nil
+	}
+	return c.add(ctx, v, c.chunks, ck.ref, ck.payload)
+}
+
+// node stores a node, if it is not there yet.
+func (c *creation) node(ctx context.Context, v *BackupVolume, node []byte) (format.Ref, error) {
+	hash := c.r.hash(node)
+	ref, ok, err := c.reuse.find(ctx, c.reader, hash, format.KindNode, len(node), make([]byte, len(node)))
+	if ok || err != nil {
+		return ref, err
+	}
+	payload, cd := c.comp.Compress(c.buf, node)
+	return c.add(ctx, v, c.nodes, format.Ref{Hash: hash, Length: uint32(len(node)), Codec: cd}, payload)
+}
+
+func (c *creation) add(ctx context.Context, v *BackupVolume, w *pack.Writer, ref format.Ref, payload []byte) (format.Ref, error) {
+	ref, err := w.Add(ctx, ref, payload)
+	if err != nil {
+		return ref, err
+	}
+	c.reuse.add(ref)
+	n := int64(format.BlobHeaderSize + len(payload))
+	v.StoredBytes += n
+	c.progress.stored.Add(n)
+	return ref, nil
+}
+
+// commit makes everything durable and then writes the manifest.
+func (c *creation) commit(ctx context.Context, b *Backup) error {
+	for _, w := range []*pack.Writer{c.chunks, c.nodes} {
+		if err := w.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.reuse.stillThere(ctx); err != nil {
+		return fmt.Errorf("a pack that chunks were taken from has gone: %w", err)
+	}
+	if _, err := c.r.store.Size(ctx, c.session.name); err != nil {
+		return fmt.Errorf("somebody removed this backup's lease, and maybe its packs: %w", err)
+	}
+	// Eight random digits may be taken, though hardly twice.
+	for range 4 {
+		b.ID = makeID(b.Created, c.r.newID())
+		err := putText(ctx, c.r.store, backupDir+"/"+b.ID, store.Exclusive, format.TextBackup, b)
+		if errors.Is(err, store.ErrExist) {
+			continue
+		}
+		if err == nil {
+			c.log.Debug("manifest is written", "backup", b.ID)
+			return nil
+		}
+		return c.retract(ctx, b.ID, err)
+	}
+	return fmt.Errorf("no ID is free for %v", b.Created)
+}
+
+// visibleError says that the manifest was visible, or may have been: somebody may
+// be using the packs, which therefore must stay.
+type visibleError struct{ err error }
+
+func (e *visibleError) Error() string { return e.err.Error() }
+func (e *visibleError) Unwrap() error { return e.err }
+
+// retract takes back a manifest whose writing ended with err, when it is visible
+// although perhaps not durable.
+func (c *creation) retract(ctx context.Context, id string, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	name := backupDir + "/" + id
+	if _, serr := c.r.store.Size(ctx, name); errors.Is(serr, store.ErrNotExist) {
+		return err
+	}
+	if rerr := c.r.removeManifest(ctx, name); rerr != nil {
+		err = fmt.Errorf("backup %s may be there nevertheless: %w", id, errors.Join(err, rerr))
+	}
+	return &visibleError{err}
+}
+
+// cleanupTime bounds what a failed or cancelled backup does to clean up.
+const cleanupTime = 30 * time.Second
+
+// discard removes the packs of a backup that failed. Nobody else knows them, as
+// no manifest names them. What can't be removed is for Prune.
+func (c *creation) discard(ctx context.Context, err error) {
+	c.chunks.Abort()
+	c.nodes.Abort()
+	var visible *visibleError
+	if errors.As(err, &visible) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	var names []string
+	for _, id := range append(slices.Clone(c.chunks.Packs()), c.nodes.Packs()...) {
+		names = append(names, pack.Name(id))
+	}
+	if err := c.r.store.Delete(ctx, names...); err != nil {
+		c.log.Warn("packs of the failed backup are left; prune removes them", "err", err)
+	}
+}

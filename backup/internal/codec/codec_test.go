@@ -1,0 +1,168 @@
+package codec
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/swapback/swapback/backup/internal/format"
+)
+
+func random(n int) []byte {
+	p := make([]byte, n)
+	rand.NewChaCha8([32]byte{1}).Read(p)
+	return p
+}
+
+// text looks like log lines: compressible about 5:1.
+func text(n int) []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	var b bytes.Buffer
+	for i := 0; b.Len() < n; i++ {
+		fmt.Fprintf(&b, "%08d level=info account=%d amount=%d.%02d state=settled\n", i, r.IntN(1e6), r.IntN(1e4), r.IntN(100))
+	}
+	return b.Bytes()[:n]
+}
+
+func TestIsZero(t *testing.T) {
+	for _, n := range []int{0, 1, 15, 16, 17, 31, 32, 33, 4096, 65536 + 7} {
+		p := make([]byte, n)
+		if !IsZero(p) {
+			t.Errorf("%d zeroes are not zero", n)
+		}
+		for i := range p {
+			p[i] = 1
+			if IsZero(p) {
+				t.Errorf("%d bytes with a one at %d are zero", n, i)
+			}
+			p[i] = 0
+			if n > 100 && i == 40 {
+				break
+			}
+		}
+		for i := max(0, n-40); i < n; i++ {
+			p[i] = 0x80
+			if IsZero(p) {
+				t.Errorf("%d bytes with a one at %d are zero", n, i)
+			}
+			p[i] = 0
+		}
+	}
+	// Every byte equal to the one 16 before, and the head not zero.
+	if IsZero(bytes.Repeat([]byte{7}, 64)) {
+		t.Error("sevens are zero")
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	c, err := NewCompressor(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	d, err := NewDecompressor(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	buf := make([]byte, 0, c.Bound(1<<20))
+	for _, tt := range []struct {
+		name  string
+		plain []byte
+		codec format.Codec
+	}{
+		{"random", random(1 << 20), format.Raw},
+		{"text", text(1 << 20), format.Zstd},
+		{"short", []byte("x"), format.Raw},
+		{"odd", text(12345), format.Zstd},
+		{"zero", make([]byte, 1<<20), format.Zstd},
+	} {
+		payload, codec := c.Compress(buf, tt.plain)
+		if codec != tt.codec {
+			t.Errorf("%s: %v, want %v", tt.name, codec, tt.codec)
+		}
+		if codec == format.Zstd && len(payload) >= len(tt.plain) {
+			t.Errorf("%s: zstd payload of %d for %d bytes", tt.name, len(payload), len(tt.plain))
+		}
+		got := bytes.Repeat([]byte{0xee}, len(tt.plain))
+		if err := d.Decompress(got, payload, codec); err != nil || !bytes.Equal(got, tt.plain) {
+			t.Errorf("%s: comes back wrong, %v", tt.name, err)
+		}
+		// One byte more or less than is there.
+		for _, n := range []int{len(tt.plain) - 1, len(tt.plain) + 1} {
+			if err := d.Decompress(make([]byte, n), payload, codec); !errors.Is(err, format.ErrCorrupt) {
+				t.Errorf("%s: %d of %d bytes: %v", tt.name, n, len(tt.plain), err)
+			}
+		}
+	}
+	if err := d.Decompress(make([]byte, 1), []byte{1}, 9); !errors.Is(err, format.ErrCorrupt) {
+		t.Errorf("unknown codec: %v", err)
+	}
+}
+
+// FuzzDecompress holds Decompress to its bound: bytes after dst stay as they are.
+func FuzzDecompress(f *testing.F) {
+	c, err := NewCompressor(1 << 20)
+	if err != nil {
+		f.Fatal(err)
+	}
+	payload, _ := c.Compress(nil, text(3000))
+	c.Close()
+	f.Add(payload, 3000)
+	f.Add(payload, 2999)
+	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xff}, 10)
+	d, err := NewDecompressor(64 << 10)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(d.Close)
+	f.Fuzz(func(t *testing.T, payload []byte, n int) {
+		n &= 1<<16 - 1
+		const guard = 64
+		mem := bytes.Repeat([]byte{0xee}, n+guard)
+		err := d.Decompress(mem[:n], payload, format.Zstd)
+		if err != nil && !errors.Is(err, format.ErrCorrupt) {
+			t.Errorf("error is %v", err)
+		}
+		if !bytes.Equal(mem[n:], bytes.Repeat([]byte{0xee}, guard)) {
+			t.Error("bytes after the destination were written")
+		}
+	})
+}
+
+func BenchmarkCompress(b *testing.B) {
+	for name, p := range map[string][]byte{"random": random(1 << 20), "text": text(1 << 20)} {
+		b.Run(name, func(b *testing.B) {
+			c, err := NewCompressor(len(p))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			buf := make([]byte, 0, c.Bound(len(p)))
+			b.SetBytes(int64(len(p)))
+			b.ReportAllocs()
+			for b.Loop() {
+				c.Compress(buf, p)
+			}
+		})
+	}
+}
+
+func BenchmarkIsZero(b *testing.B) {
+	p := make([]byte, 1<<20)
+	b.SetBytes(int64(len(p)))
+	for b.Loop() {
+		IsZero(p)
+	}
+}
+
+func BenchmarkHash(b *testing.B) {
+	p := random(1 << 20)
+	b.SetBytes(int64(len(p)))
+	for b.Loop() {
+		sha256.Sum256(p)
+	}
+}

@@ -1,0 +1,170 @@
+package pack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/backup/internal/codec"
+	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/store"
+)
+
+// Hash computes the hash that a repository names its chunks by.
+type Hash func(p []byte) format.Hash
+
+// Reader reads blobs and checks them. It is for one goroutine. Close it.
+type Reader struct {
+	store store.Store
+	hash  Hash
+	dec   *codec.Decompressor
+	buf   []byte
+	bytes int64
+}
+
+// NewReader returns a Reader for plaintexts of up to size bytes.
+func NewReader(st store.Store, hash Hash, size int) (*Reader, error) {
+	dec, err := codec.NewDecompressor(size)
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{store: st, hash: hash, dec: dec}, nil
+}
+
+// Close frees the Reader.
+func (r *Reader) Close() { r.dec.Close() }
+
+// Bytes is how many bytes it has read from the store.
+func (r *Reader) Bytes() int64 { return r.bytes }
+
+// Read fills dst, of ref.Length bytes, with the plaintext of the blob. It
+// checks place, length, checksum and hash. The ref's lengths must have been
+// bounded by a decoder of package format.
+func (r *Reader) Read(ctx context.Context, ref format.Ref, dst []byte) error {
+	if err := r.load(ctx, ref.Pack, ref.Offset, format.BlobHeaderSize+int(ref.Stored)); err != nil {
+		return err
+	}
+	return r.decode(r.buf, ref, dst)
+}
+
+// ReadRun is Read for several blobs that follow each other in one pack, see
+// Follows, with one read of the store. dst holds the plaintexts one after
+// another. For every blob that is no good it calls bad, and the bytes in dst are
+// undefined there; other errors end it.
+func (r *Reader) ReadRun(ctx context.Context, refs []format.Ref, dst []byte, bad func(i int, err error)) error {
+	first, last := refs[0], refs[len(refs)-1]
+	size := int(last.Offset-first.Offset) + format.BlobHeaderSize + int(last.Stored)
+	if err := r.load(ctx, first.Pack, first.Offset, size); err != nil {
+		if len(refs) > 1 && IsDamage(err) {
+			// The pack ends within the run: what is before that is still good.
+			for i := range refs {
+				part := dst[:refs[i].Length]
+				dst = dst[refs[i].Length:]
+				if err := r.ReadRun(ctx, refs[i:i+1], part, func(_ int, err error) { bad(i, err) }); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		if IsDamage(err) {
+			bad(0, err)
+			return nil
+		}
+		return err
+	}
+	for i, ref := range refs {
+		if err := r.decode(r.buf[ref.Offset-first.Offset:], ref, dst[:ref.Length]); err != nil {
+			bad(i, err)
+		}
+		dst = dst[ref.Length:]
+	}
+	return nil
+}
+
+// Follows tells whether b is the blob after a in the same pack.
+func Follows(a, b format.Ref) bool {
+	return a.Pack == b.Pack && uint64(a.Offset)+format.BlobHeaderSize+uint64(a.Stored) == uint64(b.Offset)
+}
+
+// IsDamage tells whether an error means that an object is lost or not what it
+// should be, a disk's EIO among them, as opposed to a store that can't be reached
+// or must not be read.
+func IsDamage(err error) bool {
+	return errors.Is(err, format.ErrCorrupt) || errors.Is(err, store.ErrShort) ||
+		errors.Is(err, store.ErrNotExist) || errors.Is(err, unix.EIO)
+}
+
+func (r *Reader) load(ctx context.Context, id format.ID, off uint32, n int) error {
+	r.buf = slices.Grow(r.buf[:0], n)[:n]
+	r.bytes += int64(n)
+	return r.store.ReadAt(ctx, Name(id), r.buf, int64(off))
+}
+
+func (r *Reader) decode(blob []byte, ref format.Ref, dst []byte) error {
+	payload, err := format.CheckBlob(blob, ref)
+	if err != nil {
+		return err
+	}
+	if err := r.dec.Decompress(dst, payload, ref.Codec); err != nil {
+		return err
+	}
+	if r.hash(dst) != ref.Hash {
+		return fmt.Errorf("%w: hash of the blob at offset %d does not match", format.ErrCorrupt, ref.Offset)
+	}
+	return nil
+}
+
+// ReadDirectory checks that a pack is whole, as far as that can be seen from its
+// two ends, and returns its header and its blobs.
+func ReadDirectory(ctx context.Context, st store.Store, id format.ID) (h format.PackHeader, refs []format.Ref, err error) {
+	name := Name(id)
+	size, err := st.Size(ctx, name)
+	if err != nil {
+		return h, nil, err
+	}
+	h, err = ReadHeader(ctx, st, id)
+	if err != nil {
+		return h, nil, err
+	}
+	if size < format.PackHeaderSize+format.FooterSize || size > format.MaxPack {
+		return h, nil, fmt.Errorf("%w: %s has %d bytes", format.ErrTruncated, name, size)
+	}
+	tail := make([]byte, format.FooterSize)
+	if err := st.ReadAt(ctx, name, tail, size-format.FooterSize); err != nil {
+		return h, nil, err
+	}
+	f, err := format.DecodeFooter(tail, size)
+	if err != nil {
+		return h, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if f.Pack != id {
+		return h, nil, fmt.Errorf("%w: %s ends as pack %v", format.ErrCorrupt, name, f.Pack)
+	}
+	dir := make([]byte, f.DirSize())
+	if err := st.ReadAt(ctx, name, dir, int64(f.DirOffset)); err != nil {
+		return h, nil, err
+	}
+	refs, err = format.DecodeDirectory(dir, f)
+	if err != nil {
+		return h, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return h, refs, nil
+}
+
+// ReadHeader reads the header of a pack.
+func ReadHeader(ctx context.Context, st store.Store, id format.ID) (h format.PackHeader, err error) {
+	p := make([]byte, format.PackHeaderSize)
+	if err := st.ReadAt(ctx, Name(id), p, 0); err != nil {
+		return h, err
+	}
+	if h, err = format.DecodePackHeader(p); err != nil {
+		return h, fmt.Errorf("%s: %w", Name(id), err)
+	}
+	if h.Pack != id {
+		return h, fmt.Errorf("%w: %s begins as pack %v", format.ErrCorrupt, Name(id), h.Pack)
+	}
+	return h, nil
+}

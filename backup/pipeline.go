@@ -1,0 +1,180 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/swapback/swapback/backup/internal/codec"
+	"github.com/swapback/swapback/backup/internal/device"
+	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/pack"
+)
+
+// batchBytes is how much a worker reads at once; chunks that are larger are read
+// one by one.
+const batchBytes = 1 << 20
+
+// chunk is what a worker found out about a chunk.
+type chunk struct {
+	plain   []byte
+	zero    bool
+	reused  bool       // ref is where it lies already
+	ref     format.Ref // otherwise with Hash, Length and Codec only
+	payload []byte     // when it is to be stored
+}
+
+// batch is a run of chunks on its way from the device to the collector. All
+// memory of the pipeline is in the batches.
+type batch struct {
+	off    int64
+	plain  []byte   // what was read; part of mem
+	mem    []byte   // aligned
+	chunks []chunk  // of plain
+	out    [][]byte // memory for the payload of each chunk
+	err    error
+	done   chan struct{}
+}
+
+// readChunks reads f and calls collect for every chunk in order, one at a time.
+// No call is under way when it returns.
+//
+//	feeder ──► work ──► workers (read, zero test, hash, look up, compress)
+//	   └─────► order ─────────────► collector ──► free ──► feeder
+//
+// A batch is in both queues at once: workers take it from work, the collector
+// takes it from order and waits until its worker is done. Memory is bounded by
+// the number of batches.
+func (c *creation) readChunks(ctx context.Context, f *device.File, collect func(*chunk) error) error {
+	workers := parallel(c.o.Parallel)
+	chunkSize := c.r.config.ChunkSize
+	size := max(chunkSize, batchBytes)
+	n := 2 * workers
+	if batches := (f.Size() + size - 1) / size; int64(n) > batches {
+		n = int(batches)
+	}
+	free, work, order := make(chan *batch, n), make(chan *batch, n), make(chan *batch, n)
+	for range n {
+		free <- &batch{mem: device.Buffer(int(size)), done: make(chan struct{}, 1), out: make([][]byte, size/chunkSize)}
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { // feeder
+		defer close(work)
+		defer close(order)
+		for off := int64(0); off < f.Size(); off += size {
+			select {
+			case b := <-free:
+				b.off, b.plain = off, b.mem[:min(size, f.Size()-off)]
+				order <- b
+				work <- b
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	for range min(workers, n) {
+		g.Go(func() error {
+			w, err := c.newWorker()
+			if err != nil {
+				return err
+			}
+			defer w.close()
+			for b := range work {
+				if ctx.Err() == nil {
+					b.err = w.process(ctx, f, b)
+				}
+				b.done <- struct{}{}
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { // collector
+		for b := range order {
+			select {
+			case <-b.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if b.err != nil {
+				return b.err
+			}
+			for i := range b.chunks {
+				if err := collect(&b.chunks[i]); err != nil {
+					return err
+				}
+			}
+			free <- b
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// worker turns what was read into chunks; it is for one goroutine.
+type worker struct {
+	c       *creation
+	comp    *codec.Compressor
+	reader  *pack.Reader
+	scratch []byte // for samples of what is used again
+}
+
+func (c *creation) newWorker() (*worker, error) {
+	comp, err := codec.NewCompressor(int(c.r.config.ChunkSize))
+	if err != nil {
+		return nil, err
+	}
+	reader, err := c.r.newReader()
+	if err != nil {
+		comp.Close()
+		return nil, err
+	}
+	return &worker{c: c, comp: comp, reader: reader}, nil
+}
+
+func (w *worker) close() {
+	w.comp.Close()
+	w.reader.Close()
+}
+
+func (w *worker) process(ctx context.Context, f *device.File, b *batch) error {
+	if _, err := f.ReadAt(b.plain, b.off); err != nil {
+		return wrapSource(fmt.Sprintf("read %d bytes at %d", len(b.plain), b.off), f.Path(), err)
+	}
+	b.chunks = b.chunks[:0]
+	size := int(w.c.r.config.ChunkSize)
+	for off := 0; off < len(b.plain); off += size {
+		plain := b.plain[off:min(off+size, len(b.plain))]
+		ck := chunk{plain: plain, zero: codec.IsZero(plain)}
+		if !ck.zero {
+			if err := w.look(ctx, &ck, &b.out[len(b.chunks)]); err != nil {
+				return err
+			}
+		}
+		b.chunks = append(b.chunks, ck)
+	}
+	return nil
+}
+
+// look finds out whether the chunk is there already and compresses it if not.
+func (w *worker) look(ctx context.Context, ck *chunk, out *[]byte) (err error) {
+	hash := w.c.r.hash(ck.plain)
+	if w.scratch == nil {
+		w.scratch = make([]byte, w.c.r.config.ChunkSize)
+	}
+	ck.ref, ck.reused, err = w.c.reuse.find(ctx, w.reader, hash, format.KindChunk, len(ck.plain), w.scratch)
+	if err != nil || ck.reused {
+		return err
+	}
+	if *out == nil {
+		*out = make([]byte, 0, w.comp.Bound(len(ck.plain)))
+	}
+	ck.ref = format.Ref{Hash: hash, Length: uint32(len(ck.plain))}
+	ck.payload, ck.ref.Codec = w.comp.Compress(*out, ck.plain)
+	return nil
+}

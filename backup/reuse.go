@@ -1,0 +1,282 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/pack"
+	"github.com/swapback/swapback/backup/internal/store"
+	"github.com/swapback/swapback/backup/internal/table"
+)
+
+// reuse knows where chunks and nodes lie already, and whether that can be
+// trusted.
+//
+// What this session wrote is trusted. A pack of an earlier one is looked at
+// first: its two ends must be whole and list the blob at that very place, and a
+// sample of the blobs, the first that is asked for among them, must read back
+// right. That a pack exists proves nothing.
+//
+// Lock order: pack.mu before mu.
+type reuse struct {
+	store  store.Store
+	policy Reuse
+	log    *slog.Logger
+
+	mu    sync.RWMutex
+	known map[blobKey]knownBlob
+	packs map[format.ID]*reusePack
+}
+
+// blobKey keeps chunks and nodes apart: a volume may hold the bytes of a node.
+type blobKey struct {
+	hash format.Hash
+	kind format.Kind
+}
+
+type knownBlob struct {
+	pack   format.ID
+	offset uint32
+	stored uint32
+	length uint32
+	codec  format.Codec
+	own    bool // written by this session
+}
+
+func (k blobKey) ref(b knownBlob) format.Ref {
+	return format.Ref{Hash: k.hash, Pack: b.pack, Offset: b.offset, Stored: b.stored,
+		Length: b.length, Kind: k.kind, Codec: b.codec}
+}
+
+type reusePack struct {
+	mu      sync.Mutex
+	checked bool
+	bad     bool
+	blobs   map[uint32]format.Ref // by offset
+	asked   int                   // how many blobs were asked for
+	unread  []format.Ref          // used again without having been read
+}
+
+const (
+	// reuseSample is how many blobs of a pack are used for one that is read.
+	reuseSample = 32
+	// reuseBlobs bounds what is remembered, at about 110 bytes each.
+	reuseBlobs = 1 << 19
+	// reuseImages bounds how many volume images of earlier backups are looked
+	// through.
+	reuseImages = 32
+)
+
+// errPoisoned says that something was used again that turned out to be damaged.
+// The backup must be begun anew, without using anything again.
+var errPoisoned = errors.New("a chunk that was used again is damaged")
+
+func (r *Repository) newReuse(policy Reuse, log *slog.Logger) *reuse {
+	return &reuse{store: r.store, policy: policy, log: log,
+		known: make(map[blobKey]knownBlob), packs: make(map[format.ID]*reusePack)}
+}
+
+// load remembers the blobs of earlier backups, first of the same volumes, then
+// of others, newest first. It must run within the session.
+func (u *reuse) load(ctx context.Context, r *Repository, sources []Source) error {
+	if u.policy == ReuseNone {
+		return nil
+	}
+	list, err := r.list(ctx)
+	if err != nil {
+		return err
+	}
+	var same, others []BackupVolume
+	for _, b := range slices.Backward(list) {
+		for _, v := range b.Volumes {
+			isSame := func(s Source) bool {
+				return v.UUID != "" && v.UUID == s.Volume.UUID || v.name() == s.Volume.name()
+			}
+			if slices.ContainsFunc(sources, isSame) {
+				same = append(same, v)
+			} else {
+				others = append(others, v)
+			}
+		}
+	}
+	reader, err := r.newReader()
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	images := append(same, others...)
+	for _, v := range images[:min(len(images), reuseImages)] {
+		if err := u.loadTable(ctx, reader, v); errors.Is(err, errEnough) {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errEnough = errors.New("enough blobs are known")
+
+func (u *reuse) loadTable(ctx context.Context, reader *pack.Reader, v BackupVolume) error {
+	shape, root, err := v.table()
+	if err != nil {
+		return err
+	}
+	read := func(ref format.Ref, dst []byte) error { return reader.Read(ctx, ref, dst) }
+	return table.Walk(shape, root, read, pack.IsDamage, table.Visitor{
+		Chunk: func(off, n int64, ref format.Ref) error { return u.remember(ref) },
+		Zero:  func(off, n int64) error { return nil },
+		Node: func(off, n int64, ref format.Ref) (bool, error) {
+			k, there := u.known[blobKey{ref.Hash, format.KindNode}]
+			if there && k.pack == ref.Pack && k.offset == ref.Offset {
+				return false, nil // shared with one that we have been through
+			}
+			return true, u.remember(ref)
+		},
+		Bad: func(off, n int64, ref format.Ref, err error) error {
+			u.log.Warn("table of an earlier backup is damaged; nothing below is used again",
+				"volume", v.name(), "offset", off, "length", n, "err", err)
+			return nil
+		},
+	})
+}
+
+func (u *reuse) remember(ref format.Ref) error {
+	if len(u.known) >= reuseBlobs {
+		return errEnough
+	}
+	key := blobKey{ref.Hash, ref.Kind}
+	if _, there := u.known[key]; !there {
+		u.known[key] = knownBlob{pack: ref.Pack, offset: ref.Offset, stored: ref.Stored, length: ref.Length, codec: ref.Codec}
+	}
+	return nil
+}
+
+// add remembers a blob that this session wrote.
+func (u *reuse) add(ref format.Ref) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	key := blobKey{ref.Hash, ref.Kind}
+	if _, there := u.known[key]; there || len(u.known) < 2*reuseBlobs {
+		u.known[key] = knownBlob{pack: ref.Pack, offset: ref.Offset, stored: ref.Stored, length: ref.Length, codec: ref.Codec, own: true}
+	}
+}
+
+// own returns where this session wrote a blob.
+func (u *reuse) own(hash format.Hash, kind format.Kind) (format.Ref, bool) {
+	key := blobKey{hash, kind}
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	b, there := u.known[key]
+	return key.ref(b), there && b.own
+}
+
+// find returns where a blob with this plaintext hash and length lies, when that
+// place can be trusted. scratch has room for length bytes. It is called by
+// several goroutines, each with a reader and scratch of its own.
+func (u *reuse) find(ctx context.Context, reader *pack.Reader, hash format.Hash, kind format.Kind, length int, scratch []byte) (format.Ref, bool, error) {
+	key := blobKey{hash, kind}
+	u.mu.RLock()
+	b, there := u.known[key]
+	u.mu.RUnlock()
+	ref := key.ref(b)
+	if !there || int(b.length) != length {
+		return ref, false, nil
+	}
+	if b.own {
+		return ref, true, nil
+	}
+	if u.policy == ReuseNone {
+		return ref, false, nil
+	}
+	u.mu.Lock()
+	p := u.packs[ref.Pack]
+	if p == nil {
+		p = new(reusePack)
+		u.packs[ref.Pack] = p
+	}
+	u.mu.Unlock()
+	ok, err := u.trust(ctx, p, reader, ref, scratch)
+	return ref, ok, err
+}
+
+// trust tells whether a blob of an earlier session's pack can be used again.
+func (u *reuse) trust(ctx context.Context, p *reusePack, reader *pack.Reader, ref format.Ref, scratch []byte) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.checked {
+		_, refs, err := pack.ReadDirectory(ctx, u.store, ref.Pack)
+		if err := u.judge(p, ref, err); err != nil {
+			return false, err
+		}
+		p.checked = true
+		p.blobs = make(map[uint32]format.Ref, len(refs))
+		for _, r := range refs {
+			p.blobs[r.Offset] = r
+		}
+	}
+	if p.bad || p.blobs[ref.Offset] != ref {
+		return false, nil
+	}
+	p.asked++
+	if u.policy != ReuseVerified && (p.asked-1)%reuseSample != 0 {
+		p.unread = append(p.unread, ref)
+		return true, nil
+	}
+	err := u.judge(p, ref, reader.Read(ctx, ref, scratch[:ref.Length]))
+	if err != nil || !p.bad {
+		return err == nil, err
+	}
+	// What was taken from this pack on trust must be looked at after all.
+	for _, r := range p.unread {
+		err := reader.Read(ctx, r, make([]byte, r.Length))
+		if pack.IsDamage(err) {
+			return false, fmt.Errorf("%w: %w", errPoisoned, err)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// judge marks the pack as bad when err says that it is damaged. Other errors it
+// returns.
+func (u *reuse) judge(p *reusePack, ref format.Ref, err error) error {
+	if err == nil || !pack.IsDamage(err) && !errors.Is(err, format.ErrVersion) {
+		return err
+	}
+	u.log.Warn("pack of an earlier backup is damaged; its chunks are stored anew",
+		"pack", pack.Name(ref.Pack), "err", err)
+	p.bad = true
+	return nil
+}
+
+// distrust forgets everything that this session did not write itself.
+func (u *reuse) distrust() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.policy = ReuseNone
+	clear(u.packs)
+}
+
+// stillThere checks that the packs that blobs were taken from have not gone
+// since. They are protected by the lease; this finds a hand that ignored it.
+func (u *reuse) stillThere(ctx context.Context) error {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	for id, p := range u.packs {
+		if p.asked == 0 {
+			continue
+		}
+		if _, err := u.store.Size(ctx, pack.Name(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

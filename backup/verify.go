@@ -1,0 +1,197 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/pack"
+)
+
+// place is where a blob lies.
+type place struct {
+	pack   format.ID
+	offset uint32
+}
+
+// verifying is a verification under way.
+type verifying struct {
+	r       *Repository
+	o       VerifyOptions
+	rep     *VerifyReport
+	t       *tracker
+	good    map[place]bool // of volumes without damage
+	current map[place]bool // of the volume being looked at
+	packs   map[format.ID]packCheck
+
+	mu  sync.Mutex
+	bad []BadRange
+}
+
+// errTooBad ends looking at a volume with very many damaged ranges.
+var errTooBad = errors.New("too many damaged ranges")
+
+type packCheck struct {
+	blobs map[uint32]format.Ref
+	err   error
+}
+
+// Verify reads backups back, all of them when no ID is given, and compares every
+// chunk with its hash. What several backups share is read once. The error is not
+// nil when anything is damaged; the report then says what.
+func (r *Repository) Verify(ctx context.Context, o VerifyOptions, ids ...string) (rep VerifyReport, err error) {
+	start := time.Now()
+	log := logger(o.Logger)
+	op := "verify backups in " + r.Location()
+	s, err := r.beginReading(ctx, "verify", log)
+	if err != nil {
+		return rep, wrap(op, err)
+	}
+	defer s.end()
+	list, err := r.verifyList(ctx, &rep, ids)
+	if err != nil {
+		return rep, wrap(op, err)
+	}
+	var total int64
+	for _, b := range list {
+		total += b.Size()
+	}
+	vf := &verifying{r: r, o: o, rep: &rep, good: make(map[place]bool), packs: make(map[format.ID]packCheck)}
+	vf.t = track(PhaseVerify, total, -1, o.Progress)
+	defer vf.t.finish()
+	for _, b := range list {
+		for _, v := range b.Volumes {
+			if err := vf.volume(ctx, b, v); err != nil {
+				return rep, wrap(op, err)
+			}
+		}
+		rep.Backups++
+	}
+	rep.Seconds = time.Since(start).Seconds()
+	var errs []error
+	for _, d := range rep.Damage {
+		log.Error("backup is damaged", "backup", d.Backup, "volume", d.Volume, "ranges", len(d.Ranges))
+		errs = append(errs, d)
+	}
+	if len(rep.Other) > 0 {
+		errs = append(errs, &Error{Kind: ErrDamaged, Op: op, Detail: some(rep.Other),
+			Remedy: "delete these backups, or copy their manifests back from another copy of the repository"})
+	}
+	return rep, errors.Join(errs...)
+}
+
+// verifyList returns the backups to verify, newest first so that what matters
+// most is looked at first.
+func (r *Repository) verifyList(ctx context.Context, rep *VerifyReport, ids []string) (list []Backup, err error) {
+	if len(ids) == 0 {
+		all, err := r.list(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for i := range all {
+			if b := all[len(all)-1-i]; b.Damaged != "" {
+				rep.Other = append(rep.Other, b.Damaged)
+			} else {
+				list = append(list, b)
+			}
+		}
+		return list, nil
+	}
+	for _, id := range ids {
+		b, err := r.Get(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, b)
+	}
+	return list, nil
+}
+
+func (vf *verifying) volume(ctx context.Context, b Backup, v BackupVolume) error {
+	vf.current, vf.bad = make(map[place]bool), nil
+	begin := vf.t.done.Load()
+	fresh := func(ref format.Ref) bool {
+		p := place{ref.Pack, ref.Offset}
+		if vf.good[p] {
+			return false
+		}
+		if !vf.current[p] {
+			vf.current[p] = true
+			vf.rep.Chunks++
+		}
+		return true
+	}
+	// The producer calls the filter; it alone uses packs.
+	listed := func(ref format.Ref) bool {
+		if fresh(ref) {
+			vf.checkListed(ctx, ref)
+			return true
+		}
+		return false
+	}
+	err := vf.r.eachTask(ctx, v, vf.o.Parallel, filter{chunk: listed, node: listed}, vf.task)
+	if err != nil && !errors.Is(err, errTooBad) {
+		return err
+	}
+	vf.t.done.Store(begin + v.Size)
+	vf.rep.Bytes += v.Size
+	if len(vf.bad) > 0 {
+		vf.rep.Damage = append(vf.rep.Damage, &DamagedError{Op: "verify", Backup: b.ID, Volume: v.name(), Ranges: mergeBad(vf.bad), Stopped: err != nil})
+		return nil
+	}
+	for p := range vf.current {
+		vf.good[p] = true
+	}
+	return nil
+}
+
+// checkListed looks whether the blob's pack is whole and lists it. Restoring does
+// not need that, but using chunks again and rescue do.
+func (vf *verifying) checkListed(ctx context.Context, ref format.Ref) {
+	c, there := vf.packs[ref.Pack]
+	if !there {
+		_, refs, err := pack.ReadDirectory(ctx, vf.r.store, ref.Pack)
+		c = packCheck{err: err, blobs: make(map[uint32]format.Ref, len(refs))}
+		for _, r := range refs {
+			c.blobs[r.Offset] = r
+		}
+		vf.packs[ref.Pack] = c
+		if err != nil {
+			vf.rep.Other = append(vf.rep.Other, err.Error())
+		}
+	}
+	if c.err == nil && c.blobs[ref.Offset] != ref {
+		vf.rep.Other = append(vf.rep.Other, fmt.Sprintf("%s does not list the blob at offset %d", pack.Name(ref.Pack), ref.Offset))
+	}
+}
+
+// task reads one task. It runs on several goroutines.
+func (vf *verifying) task(ctx context.Context, w *taskWorker, t task) error {
+	vf.t.done.Add(t.n)
+	bad := func(off, n int64, object string, err error) error {
+		vf.mu.Lock()
+		defer vf.mu.Unlock()
+		vf.bad = append(vf.bad, BadRange{Offset: off, Length: n, Object: object, Reason: err.Error()})
+		if len(vf.bad) == maxBad {
+			return errTooBad
+		}
+		return nil
+	}
+	if t.err != nil {
+		return bad(t.off, t.n, t.object, t.err)
+	}
+	if t.refs == nil {
+		vf.t.zero.Add(t.n)
+		return nil
+	}
+	if vf.o.StructureOnly {
+		return nil
+	}
+	before := w.reader.Bytes()
+	_, _, err := w.read(ctx, t, bad)
+	vf.t.stored.Add(w.reader.Bytes() - before)
+	return err
+}
