@@ -223,7 +223,7 @@ func unpack(ctx context.Context, debs []string, tmp string) error {
 	return command(ctx, "depmod", "-b", out, release)
 }
 
-// expand uncompresses the modules that every boot loads (the emulated machine
+// expand uncompresses the modules that the tests use (the emulated machine
 // would take seconds for it) and indexes again.
 func expand(ctx context.Context, tree, out, release string) error {
 	mods, err := ReadModules(tree)
@@ -231,7 +231,7 @@ func expand(ctx context.Context, tree, out, release string) error {
 		return err
 	}
 	var files []string
-	for _, list := range [][]Want{Early(), Late()} {
+	for _, list := range [][]Want{Early(), Late(), OnDemand()} {
 		paths, err := mods.Order(list)
 		if err != nil {
 			return err
