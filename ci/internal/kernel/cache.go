@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -230,23 +231,30 @@ func expand(ctx context.Context, tree, out, release string) error {
 	if err != nil {
 		return err
 	}
+	order, err := mods.Order(slices.Concat(Early(), Late(), OnDemand()))
+	if err != nil {
+		return err
+	}
+	packed := false
 	var files []string
-	for _, list := range [][]Want{Early(), Late(), OnDemand()} {
-		paths, err := mods.Order(list)
-		if err != nil {
-			return err
+	for _, m := range order {
+		if !strings.HasSuffix(m.Path, ".xz") {
+			continue
 		}
-		for _, p := range paths {
-			if strings.HasSuffix(p.Path, ".xz") {
-				files = append(files, filepath.Join(tree, p.Path))
-			}
+		packed = true
+		// It may be gone: somebody was interrupted between the two commands.
+		path := filepath.Join(tree, m.Path)
+		if _, err := os.Stat(path); err == nil {
+			files = append(files, path)
 		}
 	}
-	if len(files) == 0 {
+	if !packed {
 		return nil
 	}
-	if err := command(ctx, "xz", append([]string{"-d", "-f", "--"}, files...)...); err != nil {
-		return err
+	if len(files) > 0 {
+		if err := command(ctx, "xz", append([]string{"-d", "-f", "--"}, files...)...); err != nil {
+			return err
+		}
 	}
 	return command(ctx, "depmod", "-b", out, release)
 }

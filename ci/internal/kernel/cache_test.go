@@ -180,6 +180,54 @@ func TestGet(t *testing.T) {
 	}
 }
 
+// TestExpand: modules that are wanted twice, and an interruption in the middle.
+func TestExpand(t *testing.T) {
+	a := newArchive(t)
+	files := map[string]string{"boot/vmlinuz-6.12.1": "image", "lib/modules/6.12.1/modules.order": "", "lib/modules/6.12.1/modules.builtin": allBuiltIn()}
+	// The smallest thing that depmod takes for a module.
+	elf := "\x7fELF\x02\x01\x01" + strings.Repeat("\x00", 9) + "\x01\x00\x3e\x00\x01\x00\x00\x00" + strings.Repeat("\x00", 28) + "\x40\x00\x00\x00\x00\x00\x40\x00\x00\x00\x00\x00"
+	for _, name := range []string{"brd", "xfs", "dm-zero"} {
+		cmd := exec.Command("xz", "-c", "--check=crc32")
+		cmd.Stdin = strings.NewReader(elf)
+		packed, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files["lib/modules/6.12.1/kernel/"+name+".ko.xz"] = string(packed)
+	}
+	p := a.add("linux-image-6.12.1+deb12-amd64", "6.12.1-1", files)
+	c := a.cache(t.TempDir(), new(bytes.Buffer))
+	s := Series{Pin: Pin{debian.Main, []debian.Package{p}}}
+	k, err := c.Get(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		dep, err := os.ReadFile(filepath.Join(k.Tree, "modules.dep"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"brd", "xfs", "dm-zero"} {
+			if _, err := os.Stat(filepath.Join(k.Tree, "kernel", name+".ko")); err != nil {
+				t.Errorf("not uncompressed: %v", err)
+			}
+			if !strings.Contains(string(dep), "kernel/"+name+".ko:") {
+				t.Errorf("modules.dep does not know %s.ko:\n%s", name, dep)
+			}
+		}
+	}
+	check()
+	dep := filepath.Join(k.Tree, "modules.dep")
+	if err := os.WriteFile(dep, []byte("kernel/brd.ko.xz:\nkernel/xfs.ko:\nkernel/dm-zero.ko:\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if k, err = c.Get(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	check()
+}
+
 func TestGetRefusesADamagedPackage(t *testing.T) {
 	a := newArchive(t)
 	p := a.add("linux-image-6.12.1+deb12-amd64", "6.12.1-1", map[string]string{"boot/vmlinuz-6.12.1": "image"})
