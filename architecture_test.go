@@ -21,7 +21,7 @@ const module = "github.com/swapback/swapback"
 var rooms = map[string][]string{
 	"cmd/swapback":       {"api", "backup", "hostagent", "holders", "ublk", "dmswap/dm", "version"},
 	"cmd/swapback-agent": {"api", "backup", "hostagent", "holders", "version"},
-	"cmd/swapbackd":      {"api", "volume", "version"},
+	"cmd/swapbackd":      {"api", "volume", "ublk", "version"},
 	"hostagent":          {"api", "backup", "holders", "version"},
 	"volume":             {"api", "dmswap", "dmswap/dm", "ublk", "holders", "version"},
 	"dmswap":             {"dmswap/dm"},

@@ -47,13 +47,15 @@ type server struct {
 	log *slog.Logger
 }
 
+// PoolPath and VolumePath are exported because huma passes over embedded types
+// that are not.
 type (
 	none        struct{}
 	body[T any] struct{ Body T }
-	poolInput   struct {
+	PoolPath    struct {
 		Pool string `path:"pool" doc:"name or UUID"`
 	}
-	volumeInput struct {
+	VolumePath struct {
 		Volume string `path:"volume" doc:"NAME, POOL/NAME (escaped) or UUID"`
 	}
 )
@@ -103,9 +105,9 @@ func (s *server) routePools(h huma.API) {
 			return s.svc.CreatePool(ctx, in.Body)
 		})
 	route(s, h, op("GET", "/v1/pools/{pool}", "show-pool", "Show a pool"),
-		func(ctx context.Context, in *poolInput) (Pool, error) { return s.svc.Pool(ctx, in.Pool) })
+		func(ctx context.Context, in *PoolPath) (Pool, error) { return s.svc.Pool(ctx, in.Pool) })
 	type deletePool struct {
-		poolInput
+		PoolPath
 		Force bool `query:"force" doc:"delete the pool's volumes too"`
 	}
 	route(s, h, op("DELETE", "/v1/pools/{pool}", "delete-pool", "Delete a pool and wipe its labels"),
@@ -113,7 +115,7 @@ func (s *server) routePools(h huma.API) {
 			return none{}, s.svc.DeletePool(ctx, in.Pool, in.Force)
 		})
 	route(s, h, op("POST", "/v1/pools/{pool}/check", "check-pool", "Check a pool's consistency"),
-		func(ctx context.Context, in *poolInput) (CheckReport, error) { return s.svc.CheckPool(ctx, in.Pool) })
+		func(ctx context.Context, in *PoolPath) (CheckReport, error) { return s.svc.CheckPool(ctx, in.Pool) })
 }
 
 func (s *server) routeVolumes(h huma.API) {
@@ -127,9 +129,9 @@ func (s *server) routeVolumes(h huma.API) {
 			return s.svc.CreateVolume(ctx, in.Body)
 		})
 	route(s, h, op("GET", "/v1/volumes/{volume}", "show-volume", "Show a volume and its position"),
-		func(ctx context.Context, in *volumeInput) (Volume, error) { return s.svc.Volume(ctx, in.Volume) })
+		func(ctx context.Context, in *VolumePath) (Volume, error) { return s.svc.Volume(ctx, in.Volume) })
 	type deleteVolume struct {
-		volumeInput
+		VolumePath
 		Force bool `query:"force" doc:"delete although the volume is in quarantine"`
 	}
 	route(s, h, op("DELETE", "/v1/volumes/{volume}", "delete-volume", "Delete a volume"),
@@ -137,7 +139,7 @@ func (s *server) routeVolumes(h huma.API) {
 			return none{}, s.svc.DeleteVolume(ctx, in.Volume, in.Force)
 		})
 	type grow struct {
-		volumeInput
+		VolumePath
 		Body GrowRequest
 	}
 	route(s, h, op("POST", "/v1/volumes/{volume}/grow", "grow-volume", "Give a volume more space"),
@@ -145,15 +147,15 @@ func (s *server) routeVolumes(h huma.API) {
 			return s.svc.GrowVolume(ctx, in.Volume, in.Body.Size)
 		})
 	type attach struct {
-		volumeInput
+		VolumePath
 		Body AttachRequest
 	}
 	route(s, h, op("POST", "/v1/volumes/{volume}/attach", "attach-volume", "Serve a volume as a block device"),
 		func(ctx context.Context, in *attach) (Volume, error) { return s.svc.Attach(ctx, in.Volume, in.Body) })
 	route(s, h, op("POST", "/v1/volumes/{volume}/detach", "detach-volume", "Take a volume's block device away"),
-		func(ctx context.Context, in *volumeInput) (Volume, error) { return s.svc.Detach(ctx, in.Volume) })
+		func(ctx context.Context, in *VolumePath) (Volume, error) { return s.svc.Detach(ctx, in.Volume) })
 	type quarantine struct {
-		volumeInput
+		VolumePath
 		Body QuarantineRequest
 	}
 	route(s, h, op("POST", "/v1/volumes/{volume}/quarantine", "quarantine-volume", "Label a volume as failed data and make it read-only"),
@@ -161,11 +163,11 @@ func (s *server) routeVolumes(h huma.API) {
 			return s.svc.Quarantine(ctx, in.Volume, in.Body)
 		})
 	route(s, h, op("DELETE", "/v1/volumes/{volume}/quarantine", "release-volume", "Release a volume from quarantine"),
-		func(ctx context.Context, in *volumeInput) (Volume, error) {
+		func(ctx context.Context, in *VolumePath) (Volume, error) {
 			return s.svc.ReleaseQuarantine(ctx, in.Volume)
 		})
 	type descends struct {
-		volumeInput
+		VolumePath
 		Body DescendsRequest
 	}
 	route(s, h, op("PUT", "/v1/volumes/{volume}/descends-from", "set-descends-from", "Record the backup a volume's content is equal to"),
@@ -173,7 +175,7 @@ func (s *server) routeVolumes(h huma.API) {
 			return s.svc.SetDescendsFrom(ctx, in.Volume, in.Body)
 		})
 	route(s, h, op("GET", "/v1/volumes/{volume}/holders", "list-holders", "Name everybody who holds a volume's block device"),
-		func(ctx context.Context, in *volumeInput) ([]Holder, error) { return s.svc.Holders(ctx, in.Volume) })
+		func(ctx context.Context, in *VolumePath) ([]Holder, error) { return s.svc.Holders(ctx, in.Volume) })
 }
 
 func (s *server) routeSwap(h huma.API) {

@@ -58,6 +58,7 @@ type Member struct {
 	Path        string `json:"path" doc:"block device that holds the member now"`
 	Extents     int64  `json:"extents"`
 	FreeExtents int64  `json:"free_extents"`
+	DataOffset  int64  `json:"data_offset" doc:"byte on the disk where extent 0 begins"`
 }
 
 // Volume states, from the gate of its block device.
@@ -141,7 +142,7 @@ type IOStats struct {
 // CreatePoolRequest names the disks of a new pool.
 type CreatePoolRequest struct {
 	Name       string   `json:"name" minLength:"1" maxLength:"64" doc:"letters, digits, '.', '_' and '-'"`
-	Disks      []string `json:"disks" minItems:"1" doc:"block devices"`
+	Disks      []string `json:"disks" minItems:"1" nullable:"false" doc:"block devices"`
 	ExtentSize int64    `json:"extent_size,omitempty" doc:"bytes, a power of two; default 4 MiB"`
 	Force      bool     `json:"force,omitempty" doc:"overwrite what the disks carry"`
 }
@@ -199,7 +200,7 @@ const (
 // SwapRequest asks for the exchange of positions. All pairs change in one
 // metadata commit, or none does.
 type SwapRequest struct {
-	Pairs []SwapPair `json:"pairs" minItems:"1"`
+	Pairs []SwapPair `json:"pairs" minItems:"1" nullable:"false"`
 	Busy  string     `json:"busy,omitempty" enum:"hold,refuse" doc:"what I/O meets while the swap is under way; default hold"`
 	// HoldFor bounds a swap before its commit: when it runs out, the swap is
 	// called off and held I/O goes on against the old positions.
@@ -251,7 +252,7 @@ type SwappedPair struct {
 
 // SnapshotRequest asks for one instant of one or more volumes of one pool.
 type SnapshotRequest struct {
-	Volumes []string `json:"volumes" minItems:"1" maxItems:"64"`
+	Volumes []string `json:"volumes" minItems:"1" nullable:"false" maxItems:"64"`
 	COWSize int64    `json:"cow_size,omitempty" minimum:"0" doc:"bytes for old data per volume; default: the volume's size, at most half of what is free"`
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/ublk"
 	"github.com/swapback/swapback/version"
 	"github.com/swapback/swapback/volume"
 )
@@ -118,7 +119,7 @@ func run(ctx context.Context, o options) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("must run as root: it makes block devices")
 	}
-	if err := becomeIOFlusher(); err != nil {
+	if err := ublk.ReexecIOFlusher(); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)

@@ -1,0 +1,419 @@
+//go:build vm
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/api"
+)
+
+func TestSwapExchangesContents(t *testing.T) {
+	d := startDaemon(t)
+	d.pool()
+	a := d.volume("a", 16*MiB)
+	b := d.volumeWith(api.CreateVolumeRequest{Name: "b", Size: 16 * MiB, Stripes: 2})
+	dataA, dataB := randomBytes(10, int(a.Size)), randomBytes(11, int(b.Size))
+	writeDevice(t, a.Device, 0, dataA)
+	writeDevice(t, b.Device, 0, dataB)
+	// Fill the page cache with what is going to be stale.
+	if got, err := os.ReadFile(a.Device); err != nil || !bytes.Equal(got, dataA) {
+		t.Fatalf("cached read before the swap: %v", err)
+	}
+
+	res := d.swap("a", "b")
+	if !res.Coherent || res.Warning != "" {
+		t.Errorf("coherent %v, warning %q", res.Coherent, res.Warning)
+	}
+	for _, v := range []struct {
+		vol  api.Volume
+		want []byte
+	}{{a, dataB}, {b, dataA}} {
+		if !bytes.Equal(readDevice(t, v.vol.Device, 0, len(v.want)), v.want) {
+			t.Errorf("%s does not show the other volume's data", v.vol.Name)
+		}
+		if got, err := os.ReadFile(v.vol.Device); err != nil || !bytes.Equal(got, v.want) {
+			t.Errorf("%s shows stale data through the page cache: %v", v.vol.Name, err)
+		}
+	}
+	if now := d.show("a"); now.Device != a.Device || now.UUID != a.UUID || now.Position.ID != b.Position.ID ||
+		now.Position.Stripes != 2 || now.Position.Generation <= b.Position.Generation {
+		t.Errorf("after the swap a is %+v", now)
+	}
+
+	d.swap("a", "b") // is the undo
+	if !bytes.Equal(readDevice(t, a.Device, 0, len(dataA)), dataA) {
+		t.Error("the second swap did not bring the first data back")
+	}
+}
+
+func TestSwapOfSeveralPairsAndDetachedVolumes(t *testing.T) {
+	d := startDaemon(t)
+	d.pool()
+	data := map[string][]byte{}
+	for i, name := range []string{"a", "b", "c", "d"} {
+		v := d.volume(name, 8*MiB)
+		data[name] = randomBytes(uint64(20+i), int(v.Size))
+		writeDevice(t, v.Device, 0, data[name])
+	}
+	if _, err := d.client.Detach(t.Context(), "d"); err != nil {
+		t.Fatal(err)
+	}
+	d.swap("a", "b", "c", "d")
+	if _, err := d.client.Attach(t.Context(), "d", api.AttachRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"a": "b", "b": "a", "c": "d", "d": "c"} {
+		v := d.show(name)
+		if !bytes.Equal(readDevice(t, v.Device, 0, int(v.Size)), data[want]) {
+			t.Errorf("%s does not show what %s had", name, want)
+		}
+	}
+}
+
+// TestSwapUnderLoad swaps while fio reads and writes through the device. With
+// hold nothing fails; with refuse EBUSY is seen, and only from this swap.
+func TestSwapUnderLoad(t *testing.T) {
+	t.Run("hold", func(t *testing.T) {
+		d := startDaemon(t)
+		d.pool()
+		a, _ := d.volume("a", 64*MiB), d.volume("b", 64*MiB)
+		fio := startFio(t, a.Device, "")
+		d.waitWrites("a", 200)
+		held := uint64(0)
+		for range 5 {
+			res := d.swapUnder(api.BusyHold)
+			held += res.Held
+			t.Logf("pause %.1f ms, %d requests held", res.Pause*1e3, res.Held)
+			d.waitWrites("a", 100)
+		}
+		job := fio.stop()
+		t.Logf("fio's longest latency: read %.1f ms, write %.1f ms", job.Read.Lat.Max/1e6, job.Write.Lat.Max/1e6)
+		if job.TotalErr != 0 {
+			t.Errorf("fio saw %d errors, the first errno %d", job.TotalErr, job.FirstError)
+		}
+		if held == 0 {
+			t.Error("no request was held in five swaps under load: the gate was not tried")
+		}
+	})
+	t.Run("refuse", func(t *testing.T) {
+		d := startDaemon(t)
+		d.pool()
+		a, _ := d.volume("a", 64*MiB), d.volume("b", 64*MiB)
+		load := startReader(t, a.Device)
+		var refused uint64
+		for range 5 {
+			load.waitReads(20)
+			refused += d.swapUnder(api.BusyRefuse).Refused
+		}
+		before := load.busy.Load()
+		if refused == 0 || before == 0 {
+			t.Errorf("the daemon refused %d requests and the reader saw EBUSY %d times: want both above 0", refused, before)
+		}
+		load.waitReads(200) // serving again: EBUSY is over
+		load.stop()
+		if after := load.busy.Load(); after != before || uint64(after) != refused {
+			t.Errorf("EBUSY seen %d times, %d after the last swap, the daemon counts %d", after, after-before, refused)
+		}
+		if other := load.other.Load(); other != 0 {
+			t.Errorf("the reader saw %d errors other than EBUSY", other)
+		}
+	})
+}
+
+// TestSwapRefusals: each has its reason, and changes nothing.
+func TestSwapRefusals(t *testing.T) {
+	d := startDaemon(t)
+	d.pool()
+	a, b := d.volume("a", 64*MiB), d.volume("b", 64*MiB)
+	d.volume("larger", 128*MiB)
+	tool(t, "mkfs.ext4", "-q", "-F", b.Device)
+	refused := func(t *testing.T, req api.SwapRequest, code string, words ...string) {
+		t.Helper()
+		before := []api.Position{d.show("a").Position, d.show("b").Position}
+		_, err := d.client.Swap(t.Context(), req)
+		if err == nil {
+			t.Fatal("the swap was not refused")
+		}
+		if api.CodeOf(err) != code {
+			t.Errorf("code %q, want %q", api.CodeOf(err), code)
+		}
+		for _, w := range words {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("the reason does not say %q:\n%v", w, err)
+			}
+		}
+		for i, name := range []string{"a", "b"} {
+			if now := d.show(name); now.Position.ID != before[i].ID || now.Position.Generation != before[i].Generation || now.State != api.StateServing {
+				t.Errorf("the refused swap changed %s: %+v", name, now)
+			}
+		}
+	}
+	pair := func(x, y string) api.SwapRequest { return api.SwapRequest{Pairs: []api.SwapPair{{A: x, B: y}}} }
+
+	t.Run("wrong generation", func(t *testing.T) {
+		req := pair("a", "b")
+		req.Pairs[0].ExpectB = 4711
+		refused(t, req, api.CodeGeneration, "4711")
+	})
+	t.Run("unequal sizes", func(t *testing.T) { refused(t, pair("a", "larger"), api.CodeInvalid, "size") })
+	t.Run("same volume", func(t *testing.T) { refused(t, pair("a", "a"), api.CodeInvalid) })
+	t.Run("unknown volume", func(t *testing.T) { refused(t, pair("a", "nix"), api.CodeNotFound, `"nix"`) })
+	t.Run("open descriptor", func(t *testing.T) {
+		f, err := os.Open(a.Device)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		refused(t, pair("a", "b"), api.CodeInUse, a.Device, fmt.Sprint(os.Getpid()))
+		// A caller who knows better says so.
+		req := pair("a", "b")
+		req.AllowHolders = true
+		for range 2 {
+			if _, err := d.client.Swap(t.Context(), req); err != nil {
+				t.Errorf("with allow_holders: %v", err)
+			}
+		}
+	})
+	t.Run("mounted in this namespace", func(t *testing.T) {
+		dir := mount(t, b.Device, "ext4")
+		defer unmount(t, dir)
+		refused(t, pair("a", "b"), api.CodeInUse, dir, b.Device)
+	})
+	t.Run("mounted in another namespace", func(t *testing.T) {
+		cmd := exec.Command("unshare", "-m", "sh", "-c", "mount "+b.Device+" /mnt && echo mounted && exec sleep 1000")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}()
+		if _, err := out.Read(make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, pair("a", "b"), api.CodeInUse, b.Device, "/mnt")
+	})
+	t.Run("snapshot open", func(t *testing.T) {
+		_, end, err := d.client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused(t, pair("a", "b"), api.CodeBusy, "snapshot")
+		if err := end(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d.waitNoSnapshot("a")
+	})
+	t.Run("quarantined", func(t *testing.T) {
+		if _, err := d.client.Quarantine(t.Context(), "b", api.QuarantineRequest{Quarantine: api.Quarantine{Reason: "test", Time: time.Now()}}); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, pair("a", "b"), api.CodeQuarantined, "release")
+		if _, err := os.OpenFile(b.Device, os.O_WRONLY, 0); err == nil {
+			t.Error("a quarantined device was opened for writing")
+		}
+		if err := d.client.DeleteVolume(t.Context(), "b", false); api.CodeOf(err) != api.CodeQuarantined {
+			t.Errorf("delete of a quarantined volume: %v", err)
+		}
+		if _, err := d.client.ReleaseQuarantine(t.Context(), "b"); err != nil {
+			t.Fatal(err)
+		}
+		writeDevice(t, b.Device, 0, make([]byte, 4096))
+	})
+}
+
+// TestKilledInTheMiddleOfSwaps kills the daemon while it swaps without end. In
+// either world the two contents are whole.
+func TestKilledInTheMiddleOfSwaps(t *testing.T) {
+	d := startDaemon(t)
+	d.pool()
+	a, b := d.volume("a", 8*MiB), d.volume("b", 8*MiB)
+	contents := [][]byte{randomBytes(30, int(a.Size)), randomBytes(31, int(b.Size))}
+	writeDevice(t, a.Device, 0, contents[0])
+	writeDevice(t, b.Device, 0, contents[1])
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		started := make(chan struct{}, 1000)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for ctx.Err() == nil {
+				select {
+				case started <- struct{}{}:
+				default:
+				}
+				_, _ = d.client.Swap(ctx, api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}})
+			}
+		}()
+		for range 3 {
+			<-started
+		}
+		d.signal(syscall.SIGKILL)
+		cancel()
+		<-done
+		d.start()
+		gotA, gotB := readDevice(t, a.Device, 0, int(a.Size)), readDevice(t, b.Device, 0, int(b.Size))
+		straight := bytes.Equal(gotA, contents[0]) && bytes.Equal(gotB, contents[1])
+		crossed := bytes.Equal(gotA, contents[1]) && bytes.Equal(gotB, contents[0])
+		if !straight && !crossed {
+			t.Fatal("after a kill the volumes show neither the old nor the new world")
+		}
+		if r, err := d.client.CheckPool(t.Context(), "tank"); err != nil || !r.OK {
+			t.Fatalf("pool check after a kill: %v %q", err, r.Problems)
+		}
+	}
+}
+
+func (d *daemon) swap(volumes ...string) api.SwapResult {
+	d.t.Helper()
+	var req api.SwapRequest
+	for i := 0; i < len(volumes); i += 2 {
+		a, b := d.show(volumes[i]), d.show(volumes[i+1])
+		req.Pairs = append(req.Pairs, api.SwapPair{A: a.Name, B: b.Name, ExpectA: a.Position.Generation, ExpectB: b.Position.Generation})
+	}
+	res, err := d.client.Swap(d.t.Context(), req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return res
+}
+
+// swapUnder swaps a and b although a load has a open.
+func (d *daemon) swapUnder(busy string) api.SwapResult {
+	d.t.Helper()
+	res, err := d.client.Swap(d.t.Context(), api.SwapRequest{
+		Pairs: []api.SwapPair{{A: "a", B: "b"}}, Busy: busy, AllowHolders: true,
+	})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return res
+}
+
+func (d *daemon) waitNoSnapshot(name string) {
+	d.t.Helper()
+	waitUntil(d.t, "the snapshot of volume "+name+" to go with its connection", func() bool { return !d.show(name).Snapshot })
+}
+
+// fioLoad is a mixed load that runs until it is stopped.
+type fioLoad struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	out bytes.Buffer
+}
+
+type fioJob struct {
+	TotalErr   int     `json:"total_err"`
+	FirstError int     `json:"first_error"`
+	Read       fioSide `json:"read"`
+	Write      fioSide `json:"write"`
+}
+
+type fioSide struct {
+	Lat struct {
+		Max float64 `json:"max"`
+	} `json:"lat_ns"`
+}
+
+func startFio(t *testing.T, device, continueOn string) *fioLoad {
+	t.Helper()
+	l := &fioLoad{t: t}
+	args := []string{
+		"--name=load", "--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=16",
+		"--rw=randrw", "--bs=4k", "--time_based", "--runtime=600", "--output-format=json", "--continue_on_error=all",
+	}
+	if continueOn != "" {
+		args = append(args, "--ignore_error="+continueOn)
+	}
+	l.cmd = exec.Command("fio", args...)
+	l.cmd.Stdout = &l.out
+	l.cmd.Stderr = os.Stderr
+	if err := l.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// stop ends fio as Ctrl-C does: it reports what it measured.
+func (l *fioLoad) stop() fioJob {
+	l.t.Helper()
+	if err := l.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		l.t.Fatal(err)
+	}
+	// fio's exit code after a signal says nothing; its report does.
+	_ = l.cmd.Wait()
+	text := l.out.Bytes()
+	if i := bytes.IndexByte(text, '{'); i > 0 {
+		text = text[i:]
+	}
+	var report struct{ Jobs []fioJob }
+	if err := json.Unmarshal(text, &report); err != nil || len(report.Jobs) != 1 {
+		l.t.Fatalf("fio's report: %v\n%s", err, l.out.String())
+	}
+	return report.Jobs[0]
+}
+
+// reader reads one block after the other past the cache and counts the answers.
+type reader struct {
+	t                  *testing.T
+	quit               chan struct{}
+	done               chan struct{}
+	reads, busy, other atomic.Int64
+}
+
+func startReader(t *testing.T, device string) *reader {
+	t.Helper()
+	r := &reader{t: t, quit: make(chan struct{}), done: make(chan struct{})}
+	f := openDirect(t, device, os.O_RDONLY)
+	buf := aligned(t, 4096)
+	go func() {
+		defer close(r.done)
+		defer f.Close()
+		for i := int64(0); ; i++ {
+			select {
+			case <-r.quit:
+				return
+			default:
+			}
+			_, err := f.ReadAt(buf, i%1000*4096)
+			switch {
+			case err == nil:
+				r.reads.Add(1)
+			case errors.Is(err, unix.EBUSY):
+				r.busy.Add(1)
+			default:
+				r.other.Add(1)
+			}
+		}
+	}()
+	return r
+}
+
+func (r *reader) waitReads(n int64) {
+	r.t.Helper()
+	want := r.reads.Load() + n
+	waitUntil(r.t, "the reader to get on", func() bool { return r.reads.Load() >= want })
+}
+
+func (r *reader) stop() {
+	close(r.quit)
+	<-r.done
+}
