@@ -1,0 +1,86 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// probeSize is the block that is compared; no logical block is larger on
+	// the disks that a pool takes.
+	probeSize = 4096
+	// probes is the number of places that are compared, spread evenly.
+	probes = 8
+	// probeTries bounds the repetitions when a raw user writes meanwhile.
+	probeTries = 3
+)
+
+// flushBuffers writes back and drops the cached pages of a block device
+// (BLKFLSBUF, linux/fs.h).
+func flushBuffers(f *os.File) error {
+	if _, err := unix.IoctlRetInt(int(f.Fd()), unix.BLKFLSBUF); err != nil {
+		return fmt.Errorf("BLKFLSBUF on %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// checkCoherent drops the cached pages of a block device and then compares
+// blocks read through the page cache with the same blocks read past it. f is
+// open for reading without O_DIRECT.
+func checkCoherent(ctx context.Context, f *os.File) error {
+	if err := flushBuffers(f); err != nil {
+		return err
+	}
+	direct, err := os.OpenFile(f.Name(), os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer direct.Close()
+	size, err := f.Seek(0, 2)
+	if err != nil {
+		return fmt.Errorf("size of %s: %w", f.Name(), err)
+	}
+	cached, raw := make([]byte, probeSize), alignedBlock(probeSize)
+	for i := range int64(probes) {
+		// Whole blocks from the first to the last, both included.
+		off := (size/probeSize - 1) * i / (probes - 1) * probeSize
+		if err := compareBlock(ctx, f, direct, off, cached, raw); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func compareBlock(ctx context.Context, f, direct *os.File, off int64, cached, raw []byte) error {
+	for try := 0; ; try++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := f.ReadAt(cached, off); err != nil {
+			return fmt.Errorf("cached read of %s at byte %d: %w", f.Name(), off, err)
+		}
+		if _, err := direct.ReadAt(raw, off); err != nil {
+			return fmt.Errorf("direct read of %s at byte %d: %w", f.Name(), off, err)
+		}
+		if bytes.Equal(cached, raw) {
+			return nil
+		}
+		if try == probeTries {
+			return fmt.Errorf("%s at byte %d: page cache and disk differ", f.Name(), off)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// alignedBlock returns n bytes that begin at a multiple of n, as O_DIRECT asks.
+func alignedBlock(n int) []byte {
+	b := make([]byte, 2*n)
+	skip := n - int(uintptr(unsafe.Pointer(&b[0]))%uintptr(n))
+	return b[skip : skip+n : skip+n]
+}

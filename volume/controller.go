@@ -1,0 +1,220 @@
+// Package volume is the controller of the storage daemon. It opens pools,
+// serves their volumes through ublk, keeps the busy gate, takes snapshots for
+// backups and carries out swaps. [Controller] implements [api.Service].
+//
+// # Locks
+//
+// A volume that an operation works on is claimed for it ([Controller.claim]);
+// a second operation gets a busy answer instead of waiting. Controller.mu
+// guards the maps only and is never held over a blocking call. A pool has its
+// own lock, below mu.
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/holders"
+	"github.com/swapback/swapback/ublk"
+)
+
+// Options configure a [Controller]. The zero value of a field means its default.
+type Options struct {
+	// Disks limits the search for pool members to these block devices.
+	Disks []string
+	// RunDir holds the lock and the marks of quarantined devices; /run/swapback.
+	RunDir string
+	// LinkDir holds the links POOL/VOLUME to block devices; /dev/swapback.
+	LinkDir string
+	// Queues per volume; default the number of CPUs, at most 4.
+	Queues int
+	// Depth is the number of requests in flight per queue; default 64.
+	Depth   int
+	Version string
+	Logger  *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	if o.RunDir == "" {
+		o.RunDir = "/run/swapback"
+	}
+	if o.LinkDir == "" {
+		o.LinkDir = "/dev/swapback"
+	}
+	if o.Queues == 0 {
+		o.Queues = min(runtime.NumCPU(), 4)
+	}
+	if o.Depth == 0 {
+		o.Depth = 64
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Controller owns the pools and the block devices of this machine. There is
+// one per machine and run directory. It is safe for concurrent use.
+type Controller struct {
+	opt  Options
+	log  *slog.Logger
+	ublk *ublk.Control
+	// lock is held for the life of the controller, so that two daemons never
+	// serve the same pools.
+	lock *os.File
+
+	mu      sync.Mutex
+	pools   map[string]*dmswap.Pool // by pool UUID
+	failed  []api.FailedPool
+	exports map[string]*export // by volume UUID
+	claims  map[string]string  // volume UUID → operation under way
+}
+
+var _ api.Service = (*Controller)(nil)
+
+// Open opens every pool it finds and serves the attached volumes: it adopts
+// the devices that an earlier daemon left and makes those that are missing. A
+// pool or volume that can't be opened is logged and shown, and does not keep
+// the others from working.
+func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
+	opt.setDefaults()
+	c := &Controller{
+		opt: opt, log: opt.Logger,
+		pools:   map[string]*dmswap.Pool{},
+		exports: map[string]*export{},
+		claims:  map[string]string{},
+	}
+	if c.lock, err = lockDir(opt.RunDir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.lock.Close()
+		}
+	}()
+	if c.ublk, err = ublk.OpenControl(ublk.ControlOptions{Logger: c.log}); err != nil {
+		return nil, err
+	}
+	if err := c.openPools(ctx); err != nil {
+		c.ublk.Close()
+		return nil, err
+	}
+	c.serveAttached(ctx)
+	return c, nil
+}
+
+// lockDir makes the directory and takes the lock in it.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	path := filepath.Join(dir, "swapbackd.lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another swapbackd runs already (it holds %s); stop it first", path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// openPools opens what the disks' labels name.
+func (c *Controller) openPools(ctx context.Context) error {
+	found, err := dmswap.Scan(ctx, dmswap.ScanOptions{Disks: c.opt.Disks, Logger: c.log})
+	if err != nil {
+		return fmt.Errorf("looking for pools: %w", err)
+	}
+	for _, f := range found {
+		if len(f.Problems) > 0 {
+			c.refusePool(f, strings.Join(f.Problems, "; "))
+			continue
+		}
+		pool, err := dmswap.Open(ctx, dmswap.OpenOptions{Disks: f.Disks, Logger: c.log})
+		if err != nil {
+			c.refusePool(f, err.Error())
+			continue
+		}
+		info := pool.Info()
+		c.pools[info.UUID] = pool
+		c.log.Info("pool opened", "pool", info.Name, "generation", info.Generation, "volumes", len(pool.Volumes()))
+	}
+	return nil
+}
+
+// refusePool remembers why a pool was not opened; Open is the only caller.
+func (c *Controller) refusePool(f dmswap.FoundPool, why string) {
+	c.log.Error("pool not opened", "pool", f.Name, "disks", f.Disks, "why", why)
+	c.failed = append(c.failed, api.FailedPool{Name: f.Name, Disks: f.Disks, Error: why})
+}
+
+// Close ends the controller. With stop, block devices and device-mapper
+// devices are removed; without, they stay for a successor, their I/O held.
+// No other call may be under way.
+func (c *Controller) Close(ctx context.Context, stop bool) error {
+	c.mu.Lock()
+	exports, pools := c.exports, c.pools
+	c.exports, c.pools = map[string]*export{}, map[string]*dmswap.Pool{}
+	c.mu.Unlock()
+
+	var errs []error
+	for _, e := range exports {
+		if stop {
+			errs = append(errs, c.stopExport(ctx, e))
+		} else {
+			errs = append(errs, e.abandon(ctx))
+		}
+	}
+	for _, p := range pools {
+		if stop {
+			errs = append(errs, p.Deactivate(ctx))
+		}
+		errs = append(errs, p.Close())
+	}
+	errs = append(errs, c.ublk.Close(), c.lock.Close())
+	return errors.Join(errs...)
+}
+
+// Info implements [api.Service].
+func (c *Controller) Info(ctx context.Context) (api.Info, error) {
+	info := api.Info{Version: c.opt.Version, PID: os.Getpid(), Pools: []string{}}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return info, fmt.Errorf("uname: %w", err)
+	}
+	info.Kernel = unix.ByteSliceToString(uts.Release[:])
+	features, err := c.ublk.Features(ctx)
+	if err != nil {
+		return info, err
+	}
+	info.UblkFeatures = features.Names()
+	if info.DMVersion, info.DMTargets, err = dmSupport(); err != nil {
+		return info, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pools {
+		info.Pools = append(info.Pools, p.Info().Name)
+	}
+	info.Failed = c.failed
+	return info, nil
+}
+
+// finder looks for holders other than this daemon.
+func (c *Controller) finder() holders.Finder {
+	return holders.Finder{Ignore: []int{os.Getpid()}}
+}

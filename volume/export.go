@@ -1,0 +1,284 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/ublk"
+)
+
+// export is the block device of one volume.
+type export struct {
+	name     string // POOL/VOLUME, for messages
+	link     string
+	dev      *ublk.Device // nil when failed is set
+	backend  *ublk.Backend
+	readOnly bool
+	failed   error // why a volume that should be served is not
+}
+
+// tagMagic marks the ublk devices that are swapback's, in the upper 16 bits of
+// the tag. 24 bits each of a checksum over the pool's and the volume's UUID
+// follow, so that a device is adopted for the volume it was made for only.
+const tagMagic = 0x5342
+
+func deviceTag(pool, volume string) uint64 {
+	return tagMagic<<48 | poolTag(pool) | uint64(crc32.ChecksumIEEE([]byte(volume))>>8)
+}
+
+func poolTag(pool string) uint64 {
+	return uint64(crc32.ChecksumIEEE([]byte(pool))>>8) << 24
+}
+
+func (t target) tag() uint64 { return deviceTag(t.pool.Info().UUID, t.uuid()) }
+
+// serveAttached serves every volume that is marked attached, and removes ublk
+// devices that a dead daemon left for volumes that are gone.
+func (c *Controller) serveAttached(ctx context.Context) {
+	for _, p := range c.poolsSorted() {
+		for _, v := range p.Volumes() {
+			t := target{p, v}
+			if !v.Attached {
+				continue
+			}
+			if _, err := c.serve(ctx, t, v.DeviceNumber, false); err != nil {
+				c.log.Error("volume not served", "volume", t.String(), "err", err)
+				c.setExport(t, &export{name: t.String(), failed: err})
+			}
+		}
+	}
+	if err := c.removeOrphans(ctx); err != nil {
+		c.log.Warn("looking for orphaned ublk devices", "err", err)
+	}
+}
+
+// serve gives a volume its block device: it adopts the device that an earlier
+// daemon left or makes one. wanted is the device number, or -1 for any; with
+// insist another number than wanted is an error.
+func (c *Controller) serve(ctx context.Context, t target, wanted int, insist bool) (*export, error) {
+	readOnly := t.info.ReadOnly || t.info.Position.Quarantine != nil
+	opt := ublk.Options{
+		ID: wanted, Queues: c.opt.Queues, Depth: c.opt.Depth,
+		ReadOnly: readOnly, Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
+		// What looks like a partition table in failed data is nobody's to use.
+		NoPartitionScan: t.info.Position.Quarantine != nil,
+	}
+	adopt := false
+	if wanted >= 0 {
+		info, err := c.ublk.Info(ctx, wanted)
+		switch {
+		case errors.Is(err, ublk.ErrNoDevice):
+		case err != nil:
+			return nil, fmt.Errorf("ublk device %d: %w", wanted, err)
+		case info.Tag == opt.Tag:
+			adopt = true
+		case insist:
+			return nil, &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("/dev/ublkb%d belongs to somebody else (process %d)", wanted, info.PID), Remedy: "leave --device out to get a free number"}
+		default:
+			c.log.Warn("device number is taken, using another", "volume", t.String(), "wanted", wanted)
+			opt.ID = -1
+		}
+	}
+	backend, err := ublk.OpenBackend(t.info.Device)
+	if err != nil {
+		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
+	}
+	start := ublk.Start
+	if adopt {
+		start = ublk.Adopt
+	}
+	// The mark has to be there before udev hears of the device.
+	if err := c.markQuarantine(wanted, t.info.Position.Quarantine != nil); err != nil {
+		backend.Close()
+		return nil, err
+	}
+	dev, err := start(ctx, backend, opt)
+	if err != nil {
+		backend.Close()
+		return nil, fmt.Errorf("block device of volume %s: %w", t, err)
+	}
+	e := &export{name: t.String(), dev: dev, backend: backend, readOnly: readOnly, link: c.linkPath(t)}
+	dev.SetReadOnly(readOnly)
+	if err := c.finishServe(ctx, t, e); err != nil {
+		// An adopted device has users: it is kept for the next try.
+		if adopt {
+			return nil, errors.Join(err, e.abandon(ctx))
+		}
+		return nil, errors.Join(err, c.stopExport(ctx, e))
+	}
+	c.setExport(t, e)
+	c.log.Info("volume served", "volume", t.String(), "device", dev.Path(), "adopted", adopt, "read_only", readOnly)
+	return e, nil
+}
+
+// finishServe makes the link and records the device number.
+func (c *Controller) finishServe(ctx context.Context, t target, e *export) error {
+	if err := setBlockReadOnly(e.dev.Path(), e.readOnly); err != nil {
+		return fmt.Errorf("volume %s: %w", t, err)
+	}
+	if err := c.markQuarantine(e.dev.ID(), t.info.Position.Quarantine != nil); err != nil {
+		return err
+	}
+	if err := replaceLink(e.dev.Path(), e.link); err != nil {
+		return fmt.Errorf("link of volume %s: %w", t, err)
+	}
+	if t.info.Attached && t.info.DeviceNumber == e.dev.ID() {
+		return nil
+	}
+	err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) {
+		a.Attached, a.DeviceNumber = true, e.dev.ID()
+	})
+	return fromPool(fmt.Sprintf("volume %s", t), err)
+}
+
+func (c *Controller) setExport(t target, e *export) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e == nil {
+		delete(c.exports, t.uuid())
+		return
+	}
+	c.exports[t.uuid()] = e
+}
+
+// abandon leaves the device to the next daemon.
+func (e *export) abandon(ctx context.Context) error {
+	if e.dev == nil {
+		return nil
+	}
+	return errors.Join(e.dev.Abandon(ctx), e.backend.Close())
+}
+
+// stopExport removes the device and its link. The volume keeps its number.
+func (c *Controller) stopExport(ctx context.Context, e *export) error {
+	if e.dev == nil {
+		return nil
+	}
+	if err := e.dev.Stop(ctx); err != nil {
+		return fmt.Errorf("removing %s of volume %s: %w", e.dev.Path(), e.name, err)
+	}
+	if err := e.backend.Close(); err != nil {
+		c.log.Warn("backend not closed", "volume", e.name, "err", err)
+	}
+	if err := os.Remove(e.link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		c.log.Warn("link not removed", "link", e.link, "err", err)
+	}
+	// Gone unless another volume's link is in it.
+	_ = os.Remove(filepath.Dir(e.link))
+	return c.markQuarantine(e.dev.ID(), false)
+}
+
+// removeOrphans deletes ublk devices that bear an open pool's tag but belong
+// to none of its volumes: a daemon died between making or forgetting a volume
+// and its device.
+func (c *Controller) removeOrphans(ctx context.Context) error {
+	list, err := c.ublk.List(ctx)
+	if err != nil {
+		return err
+	}
+	wanted, pools := map[int]bool{}, map[uint64]bool{}
+	c.mu.Lock()
+	for _, e := range c.exports {
+		if e.dev != nil {
+			wanted[e.dev.ID()] = true
+		}
+	}
+	for uuid := range c.pools {
+		pools[tagMagic<<48|poolTag(uuid)] = true
+	}
+	c.mu.Unlock()
+	for _, info := range list {
+		if wanted[info.ID] || !pools[info.Tag&^(1<<24-1)] || c.shouldServe(info.Tag) {
+			continue
+		}
+		c.log.Warn("removing an orphaned block device", "device", fmt.Sprintf("/dev/ublkb%d", info.ID))
+		if err := c.ublk.Delete(ctx, info.ID); err != nil {
+			return fmt.Errorf("ublk device %d: %w", info.ID, err)
+		}
+	}
+	return nil
+}
+
+// shouldServe tells whether a device with this tag belongs to an attached
+// volume. One that could not be adopted holds its application's I/O and is
+// left for the next try.
+func (c *Controller) shouldServe(tag uint64) bool {
+	for _, p := range c.poolsSorted() {
+		for _, v := range p.Volumes() {
+			if t := (target{p, v}); v.Attached && t.tag() == tag {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (c *Controller) linkPath(t target) string {
+	return filepath.Join(c.opt.LinkDir, t.pool.Info().Name, t.info.Name)
+}
+
+// replaceLink makes link point to path, in one step for whoever looks.
+func replaceLink(path, link string) error {
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		return err
+	}
+	tmp := filepath.Join(filepath.Dir(link), "."+filepath.Base(link)+".new")
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(path, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, link)
+}
+
+// markQuarantine makes or removes the mark by which the udev rules know that a
+// block device must not be probed.
+func (c *Controller) markQuarantine(id int, quarantined bool) error {
+	if id < 0 {
+		return nil
+	}
+	dir := filepath.Join(c.opt.RunDir, "quarantine")
+	path := filepath.Join(dir, "ublkb"+strconv.Itoa(id))
+	if !quarantined {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("mark of a quarantined device: %w", err)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("mark of a quarantined device: %w", err)
+	}
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		return fmt.Errorf("mark of a quarantined device: %w", err)
+	}
+	return nil
+}
+
+// setBlockReadOnly sets the kernel's read-only flag of a block device (BLKROSET,
+// linux/fs.h): it keeps writers from opening it. Those that have it open are
+// stopped by the server, see [ublk.Device.SetReadOnly].
+func setBlockReadOnly(path string, readOnly bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	value := 0
+	if readOnly {
+		value = 1
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, value); err != nil {
+		return fmt.Errorf("BLKROSET on %s: %w", path, err)
+	}
+	return nil
+}

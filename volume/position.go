@@ -1,0 +1,103 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/dmswap"
+)
+
+// Quarantine implements [api.Service]. The device turns read-only before the
+// label is committed: a label without the protection would be a lie.
+func (c *Controller) Quarantine(ctx context.Context, ref string, req api.QuarantineRequest) (api.Volume, error) {
+	t, release, err := c.claimOne("quarantining it", ref)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	defer release()
+	if err := expectGeneration(t, req.Generation); err != nil {
+		return api.Volume{}, err
+	}
+	if req.Time.IsZero() {
+		req.Time = time.Now().UTC()
+	}
+	if err := c.setReadOnly(t, true, true); err != nil {
+		return api.Volume{}, err
+	}
+	q := dmswap.Quarantine(req.Quarantine)
+	err = t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.Quarantine = &q })
+	if err != nil {
+		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not quarantined", t), err)
+	}
+	c.log.Info("volume quarantined", "volume", t.String(), "reason", q.Reason, "job", q.Job, "step", q.Step)
+	return c.refreshed(t)
+}
+
+// ReleaseQuarantine implements [api.Service].
+func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Volume, error) {
+	t, release, err := c.claimOne("releasing it", ref)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	defer release()
+	if t.info.Position.Quarantine == nil {
+		return api.Volume{}, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is not in quarantine", t)}
+	}
+	err = t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.Quarantine = nil })
+	if err != nil {
+		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not released", t), err)
+	}
+	if err := c.setReadOnly(t, t.info.ReadOnly, false); err != nil {
+		return api.Volume{}, fmt.Errorf("volume %s is out of quarantine, but its device is still read-only (detach and attach it): %w", t, err)
+	}
+	c.log.Info("volume released from quarantine", "volume", t.String())
+	return c.refreshed(t)
+}
+
+// setReadOnly makes the block device of a volume read-only or writable, in the
+// server and in the kernel, and sets the mark for udev.
+func (c *Controller) setReadOnly(t target, readOnly, quarantined bool) error {
+	e := c.export(t)
+	if e == nil || e.dev == nil {
+		return nil
+	}
+	e.dev.SetReadOnly(readOnly)
+	if err := setBlockReadOnly(e.dev.Path(), readOnly); err != nil {
+		return fmt.Errorf("volume %s: %w", t, err)
+	}
+	c.mu.Lock()
+	e.readOnly = readOnly
+	c.mu.Unlock()
+	return c.markQuarantine(e.dev.ID(), quarantined)
+}
+
+// SetDescendsFrom implements [api.Service].
+func (c *Controller) SetDescendsFrom(ctx context.Context, ref string, req api.DescendsRequest) (api.Volume, error) {
+	t, release, err := c.claimOne("recording its backup", ref)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	defer release()
+	if err := expectGeneration(t, req.Generation); err != nil {
+		return api.Volume{}, err
+	}
+	err = t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.DescendsFrom = req.Backup })
+	if err != nil {
+		return api.Volume{}, fromPool(fmt.Sprintf("volume %s", t), err)
+	}
+	return c.refreshed(t)
+}
+
+// expectGeneration refuses when the content is not the one the caller saw.
+func expectGeneration(t target, want uint64) error {
+	if have := t.info.Position.Generation; want != 0 && have != want {
+		return &api.Error{
+			Code:    api.CodeGeneration,
+			Message: fmt.Sprintf("volume %s: its position has generation %d, not %d: it was swapped meanwhile", t, have, want),
+			Remedy:  "look at the volume again (swapback volume show) and decide anew",
+		}
+	}
+	return nil
+}

@@ -1,0 +1,66 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/dmswap"
+)
+
+// OpenSnapshot implements [api.Service]. All volumes are suspended at once, so
+// that no write of one volume that follows a write of another is in the
+// snapshot without the one it follows.
+func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) (api.Snapshot, func(context.Context) error, error) {
+	if err := noDuplicates(req.Volumes); err != nil {
+		return api.Snapshot{}, nil, err
+	}
+	targets, release, err := c.claim("taking a snapshot", req.Volumes...)
+	if err != nil {
+		return api.Snapshot{}, nil, err
+	}
+	defer release()
+	var uuids, names []string
+	for _, t := range targets {
+		if t.pool != targets[0].pool {
+			return api.Snapshot{}, nil, &api.Error{
+				Code:    api.CodeInvalid,
+				Message: fmt.Sprintf("snapshot: volumes %s and %s are in different pools, which have no instant in common", targets[0], t),
+				Remedy:  "take a snapshot of each pool",
+			}
+		}
+		uuids, names = append(uuids, t.uuid()), append(names, t.String())
+	}
+	open, err := targets[0].pool.OpenSnapshots(ctx, uuids, dmswap.SnapshotOptions{COWSize: req.COWSize})
+	if err != nil {
+		return api.Snapshot{}, nil, fromPool("snapshot of "+strings.Join(names, ", "), err)
+	}
+	snap := api.Snapshot{Time: time.Now().UTC()}
+	for i, t := range targets {
+		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: c.describe(t), Device: open[i].Device(), COWSize: open[i].COWSize()})
+	}
+	c.log.Info("snapshot opened", "volumes", names)
+	end := func(ctx context.Context) error {
+		var errs []error
+		for _, s := range open {
+			errs = append(errs, s.Close(ctx))
+		}
+		c.log.Info("snapshot closed", "volumes", names)
+		return errors.Join(errs...)
+	}
+	return snap, end, nil
+}
+
+func noDuplicates(refs []string) error {
+	sorted := slices.Sorted(slices.Values(refs))
+	for i := 1; i < len(sorted); i++ {
+		if sorted[i] == sorted[i-1] {
+			return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %q is named twice", sorted[i])}
+		}
+	}
+	return nil
+}

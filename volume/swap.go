@@ -1,0 +1,304 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/holders"
+	"github.com/swapback/swapback/ublk"
+)
+
+// defaultHold is how long I/O may wait at the gate when the caller names no
+// time: well below the 30 s after which an NVMe host gives a command up.
+const defaultHold = 10 * time.Second
+
+// swapOperation is what the volumes of a swap are claimed for; a volume claimed
+// so shows as busy.
+const swapOperation = "a swap"
+
+// swap is one swap request on its way.
+type swap struct {
+	c       *Controller
+	req     api.SwapRequest
+	targets []target       // A, B, A, B, …
+	devices []*ublk.Device // of the targets that are attached
+	guards  []*os.File     // exclusive opens of the devices, kept through the swap
+	held    []holders.Holder
+	before  []ublk.Stats
+	result  api.SwapResult
+}
+
+// Swap implements [api.Service]. The order of its steps is the one of
+// docs/architecture.md. Up to the commit every failure leaves the old world;
+// from the commit on every failure is rolled forward.
+func (c *Controller) Swap(ctx context.Context, req api.SwapRequest) (api.SwapResult, error) {
+	s := &swap{c: c, req: req}
+	s.result.Started = time.Now()
+	if err := s.check(); err != nil {
+		return api.SwapResult{}, err
+	}
+	var refs []string
+	for _, p := range req.Pairs {
+		refs = append(refs, p.A, p.B)
+	}
+	targets, release, err := c.claim(swapOperation, refs...)
+	if err != nil {
+		return api.SwapResult{}, err
+	}
+	defer release()
+	s.targets = targets
+	defer s.closeGuards()
+	if err := s.preflight(ctx); err != nil {
+		return api.SwapResult{}, err
+	}
+	if err := s.exchange(ctx); err != nil {
+		return api.SwapResult{}, err
+	}
+	// The positions are exchanged, whatever happens to the client now.
+	s.verify(context.WithoutCancel(ctx))
+	s.log()
+	return s.result, nil
+}
+
+func (s *swap) check() error {
+	if len(s.req.Pairs) == 0 {
+		return &api.Error{Code: api.CodeInvalid, Message: "swap: no volumes named"}
+	}
+	switch s.req.Busy {
+	case "":
+		s.req.Busy = api.BusyHold
+	case api.BusyHold, api.BusyRefuse:
+	default:
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("swap: busy policy %q", s.req.Busy), Remedy: "use hold or refuse"}
+	}
+	if s.req.HoldFor < 0 || s.req.HoldFor > 3600 {
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("swap: hold-for of %g s", s.req.HoldFor), Remedy: "use 0 to 3600 seconds"}
+	}
+	if s.req.HoldFor == 0 {
+		s.req.HoldFor = defaultHold.Seconds()
+	}
+	s.result.Busy = s.req.Busy
+	return nil
+}
+
+// preflight makes sure that nobody would see the contents change under his
+// feet, and that nothing dirty is left in the page cache to be written to the
+// wrong position later.
+func (s *swap) preflight(ctx context.Context) error {
+	defer s.phase(&s.result.Phases.Preflight)()
+	for _, t := range s.targets {
+		e := s.c.export(t)
+		if e == nil {
+			continue
+		}
+		if e.dev == nil {
+			return &api.Error{
+				Code:    api.CodeInternal,
+				Message: fmt.Sprintf("swap: volume %s should be served but is not: %v", t, e.failed),
+				Remedy:  "attach it, or detach it to swap it while nobody uses it",
+			}
+		}
+		s.devices = append(s.devices, e.dev)
+		if err := s.guard(ctx, e.dev.Path()); err != nil {
+			return err
+		}
+	}
+	if len(s.held) > 0 && !s.req.AllowHolders {
+		e := &api.Error{
+			Code: api.CodeInUse, Message: "swap refused: a device is in use",
+			Remedy: "unmount or stop what is named above; --allow-holders is for raw users that can stand a change of content",
+		}
+		e.Holders = apiHolders(s.held)
+		return e
+	}
+	return nil
+}
+
+// guard opens a device exclusively, looks who else holds it, and writes back
+// and drops its cached pages. The open file is kept: nobody can mount the
+// device before the swap has ended.
+func (s *swap) guard(ctx context.Context, path string) error {
+	f, err := holders.Exclusive(path)
+	switch {
+	case err == nil:
+	case errors.Is(err, holders.ErrInUse):
+		if f, err = os.Open(path); err != nil {
+			return fmt.Errorf("swap: %w", err)
+		}
+		s.held = append(s.held, holders.Holder{Kind: holders.KindExclusive, Device: path, Detail: "claimed by somebody (a mount, swap space, or a device on top)"})
+	default:
+		return fmt.Errorf("swap: %w", err)
+	}
+	s.guards = append(s.guards, f)
+	finder := s.c.finder()
+	found, err := finder.Find(ctx, path)
+	if err != nil {
+		return fmt.Errorf("swap: who holds %s: %w", path, err)
+	}
+	if len(found) > 0 && len(s.held) > 0 && s.held[len(s.held)-1].Device == path {
+		// The ones found by name say more than that there is somebody.
+		s.held = s.held[:len(s.held)-1]
+	}
+	s.held = append(s.held, found...)
+	if err := flushBuffers(f); err != nil {
+		return fmt.Errorf("swap: %w", err)
+	}
+	return nil
+}
+
+func (s *swap) closeGuards() {
+	for _, f := range s.guards {
+		f.Close()
+	}
+}
+
+// exchange is the swap itself: preload, busy, drain, suspend, commit, resume,
+// release. What needs no pause is done before the gate closes.
+func (s *swap) exchange(ctx context.Context) error {
+	// Positions can only be exchanged within a pool.
+	pool := s.targets[0].pool
+	for _, t := range s.targets {
+		if t.pool != pool {
+			return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("swap: %s and %s are in different pools", s.targets[0], t), Remedy: "restore a backup of the one onto a volume in the other's pool"}
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(s.req.HoldFor*float64(time.Second)), errHoldOver)
+	defer cancel()
+
+	prepared, err := pool.PrepareSwap(ctx, s.pairs())
+	if err != nil {
+		return fromPool("swap refused", err)
+	}
+	s.before = s.stats()
+	busy := time.Now()
+	for _, d := range s.devices {
+		if s.req.Busy == api.BusyRefuse {
+			d.Refuse()
+		} else {
+			d.Hold()
+		}
+	}
+	err = s.drain(ctx)
+	if err == nil {
+		err = prepared.Execute(ctx)
+	} else {
+		err = errors.Join(err, prepared.Abort(context.WithoutCancel(ctx)))
+	}
+	for _, d := range s.devices {
+		d.Release()
+	}
+	s.result.Pause = time.Since(busy).Seconds()
+	if err != nil {
+		return s.failed(ctx, err)
+	}
+	s.collect(prepared)
+	return nil
+}
+
+var errHoldOver = errors.New("the time that I/O may be held ran out")
+
+// failed explains why the positions were not exchanged.
+func (s *swap) failed(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errHoldOver) {
+		return &api.Error{
+			Code:    api.CodeBusy,
+			Message: fmt.Sprintf("swap called off: requests were still in flight after %g s; nothing has changed and I/O goes on", s.req.HoldFor),
+			Remedy:  "try again when there is less I/O, or give a longer --hold-for",
+		}
+	}
+	return fromPool("swap failed", err)
+}
+
+func (s *swap) pairs() []dmswap.SwapPair {
+	list := make([]dmswap.SwapPair, len(s.req.Pairs))
+	for i, p := range s.req.Pairs {
+		list[i] = dmswap.SwapPair{
+			A: s.targets[2*i].uuid(), B: s.targets[2*i+1].uuid(),
+			ExpectA: p.ExpectA, ExpectB: p.ExpectB,
+		}
+	}
+	return list
+}
+
+// drain waits until nothing is in flight below the closed gates.
+func (s *swap) drain(ctx context.Context) error {
+	defer s.phase(&s.result.Phases.Drain)()
+	for _, d := range s.devices {
+		if err := d.Drain(ctx); err != nil {
+			return fmt.Errorf("draining %s: %w", d.Path(), err)
+		}
+	}
+	return nil
+}
+
+func (s *swap) stats() []ublk.Stats {
+	list := make([]ublk.Stats, len(s.devices))
+	for i, d := range s.devices {
+		list[i] = d.Stats()
+	}
+	return list
+}
+
+// collect fills the result from what the swap left behind.
+func (s *swap) collect(prepared *dmswap.Swap) {
+	timing := prepared.Timing()
+	p := &s.result.Phases
+	p.Preload, p.Suspend, p.Commit, p.Resume = timing.Preload.Seconds(), timing.Suspend.Seconds(), timing.Commit.Seconds(), timing.Resume.Seconds()
+	for i, after := range s.stats() {
+		s.result.Held += after.Held - s.before[i].Held
+		s.result.Refused += after.Refused - s.before[i].Refused
+	}
+	for i := 0; i < len(s.targets); i += 2 {
+		a, b := s.targets[i], s.targets[i+1]
+		pair := api.SwappedPair{A: a.String(), B: b.String()}
+		if v, err := a.pool.Volume(a.uuid()); err == nil {
+			pair.GenerationA = v.Position.Generation
+		}
+		if v, err := b.pool.Volume(b.uuid()); err == nil {
+			pair.GenerationB = v.Position.Generation
+		}
+		s.result.Pairs = append(s.result.Pairs, pair)
+	}
+}
+
+// verify drops cached pages of the old positions and proves that they are
+// gone. The swap is committed, so what goes wrong here is a warning.
+func (s *swap) verify(ctx context.Context) {
+	defer s.phase(&s.result.Phases.Verify)()
+	var warnings []string
+	for _, f := range s.guards {
+		if err := checkCoherent(ctx, f); err != nil {
+			warnings = append(warnings, err.Error())
+		}
+	}
+	s.result.Coherent = len(warnings) == 0
+	if len(warnings) > 0 {
+		s.result.Warning = "the positions are exchanged, but cached data could not be proven fresh: " + strings.Join(warnings, "; ")
+		if len(s.held) > 0 {
+			s.result.Warning += "; somebody holds the device and may be writing"
+		}
+	}
+}
+
+func (s *swap) log() {
+	for _, p := range s.result.Pairs {
+		s.c.log.Info("swapped", "a", p.A, "b", p.B, "generation_a", p.GenerationA, "generation_b", p.GenerationB,
+			"pause", time.Duration(s.result.Pause*float64(time.Second)), "held", s.result.Held, "refused", s.result.Refused,
+			"coherent", s.result.Coherent, "holders_allowed", len(s.held))
+	}
+	if s.result.Warning != "" {
+		s.c.log.Warn(s.result.Warning)
+	}
+}
+
+// phase starts a clock; the function it returns stores the seconds gone by.
+func (s *swap) phase(seconds *float64) func() {
+	start := time.Now()
+	return func() { *seconds = time.Since(start).Seconds() }
+}

@@ -1,0 +1,243 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/holders"
+	"github.com/swapback/swapback/ublk"
+)
+
+// Volumes implements [api.Service].
+func (c *Controller) Volumes(_ context.Context, pool string) ([]api.Volume, error) {
+	pools := c.poolsSorted()
+	if pool != "" {
+		p, err := c.pool(pool)
+		if err != nil {
+			return nil, err
+		}
+		pools = []*dmswap.Pool{p}
+	}
+	list := []api.Volume{}
+	for _, p := range pools {
+		for _, v := range p.Volumes() {
+			list = append(list, c.describe(target{p, v}))
+		}
+	}
+	return list, nil
+}
+
+// Volume implements [api.Service].
+func (c *Controller) Volume(_ context.Context, ref string) (api.Volume, error) {
+	t, err := c.find(ref)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	return c.describe(t), nil
+}
+
+// CreateVolume implements [api.Service].
+func (c *Controller) CreateVolume(ctx context.Context, req api.CreateVolumeRequest) (api.Volume, error) {
+	p, err := c.pool(req.Pool)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	info, err := p.CreateVolume(ctx, dmswap.VolumeSpec{
+		Name: req.Name, Size: req.Size, Stripes: req.Stripes, StripeSize: req.StripeSize, Zero: req.Zero,
+	})
+	if err != nil {
+		return api.Volume{}, fromPool(fmt.Sprintf("volume %s/%s not created", p.Info().Name, req.Name), err)
+	}
+	t := target{p, info}
+	c.log.Info("volume created", "volume", t.String(), "size", req.Size)
+	if req.Detached {
+		return c.describe(t), nil
+	}
+	v, err := c.Attach(ctx, t.uuid(), api.AttachRequest{})
+	if err != nil {
+		// A volume that nobody has seen yet holds no data: all or nothing.
+		undo := p.DeleteVolume(context.WithoutCancel(ctx), t.uuid())
+		return api.Volume{}, errors.Join(fmt.Errorf("volume %s not created: %w", t, err), undo)
+	}
+	return v, nil
+}
+
+// DeleteVolume implements [api.Service].
+func (c *Controller) DeleteVolume(ctx context.Context, ref string, force bool) error {
+	t, release, err := c.claimOne("deleting it", ref)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if q := t.info.Position.Quarantine; q != nil && !force {
+		return &api.Error{
+			Code:    api.CodeQuarantined,
+			Message: fmt.Sprintf("volume %s is in quarantine since %s: %s", t, q.Time.Format(time.RFC3339), q.Reason),
+			Remedy:  "it is evidence of a failure; release it first, or delete it with --force",
+		}
+	}
+	if err := c.detach(ctx, t); err != nil {
+		return err
+	}
+	if err := t.pool.DeleteVolume(ctx, t.uuid()); err != nil {
+		err = fromPool(fmt.Sprintf("volume %s not deleted", t), err)
+		if t.info.Attached {
+			if _, again := c.serve(context.WithoutCancel(ctx), t, t.info.DeviceNumber, false); again != nil {
+				err = errors.Join(err, fmt.Errorf("and its device could not be made again: %w", again))
+			}
+		}
+		return err
+	}
+	c.log.Info("volume deleted", "volume", t.String())
+	return nil
+}
+
+// GrowVolume implements [api.Service]. A kernel that can't resize a live ublk
+// device (before 6.16) gets a new device of the same number, if nobody holds it.
+func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (api.Volume, error) {
+	t, release, err := c.claimOne("growing it", ref)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	defer release()
+	e := c.export(t)
+	live := e != nil && e.dev != nil
+	restart := live && !e.dev.Info().Flags.Has(ublk.UpdateSize)
+	if restart {
+		if err := c.refuseHolders(ctx, t, e, "this kernel can't grow a device in use (needs 6.16): unmount it first"); err != nil {
+			return api.Volume{}, err
+		}
+	}
+	info, err := t.pool.GrowVolume(ctx, t.uuid(), size)
+	if err != nil {
+		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not grown", t), err)
+	}
+	t.info = info
+	switch {
+	case restart:
+		err = c.restart(ctx, t, e)
+	case live:
+		err = e.dev.Resize(ctx, uint64(info.Size))
+	}
+	if err != nil {
+		return api.Volume{}, fmt.Errorf("volume %s has its new size in the pool, but its block device does not show it (detach and attach it): %w", t, err)
+	}
+	c.log.Info("volume grown", "volume", t.String(), "size", info.Size)
+	return c.describe(t), nil
+}
+
+// restart replaces the block device of a volume that nobody holds.
+func (c *Controller) restart(ctx context.Context, t target, e *export) error {
+	if err := c.stopExport(ctx, e); err != nil {
+		return err
+	}
+	c.setExport(t, nil)
+	_, err := c.serve(ctx, t, e.dev.ID(), false)
+	return err
+}
+
+// Attach implements [api.Service].
+func (c *Controller) Attach(ctx context.Context, ref string, req api.AttachRequest) (api.Volume, error) {
+	t, release, err := c.claimOne("attaching it", ref)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	defer release()
+	if e := c.export(t); e != nil && e.dev != nil {
+		return api.Volume{}, &api.Error{Code: api.CodeExists, Message: fmt.Sprintf("volume %s is attached already, as %s", t, e.dev.Path())}
+	}
+	wanted, insist := t.info.DeviceNumber, false
+	if req.Device != nil {
+		wanted, insist = *req.Device, true
+	}
+	t.info.ReadOnly = req.ReadOnly
+	if err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) { a.ReadOnly = req.ReadOnly }); err != nil {
+		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not attached", t), err)
+	}
+	if _, err := c.serve(ctx, t, wanted, insist); err != nil {
+		return api.Volume{}, err
+	}
+	return c.refreshed(t)
+}
+
+// Detach implements [api.Service].
+func (c *Controller) Detach(ctx context.Context, ref string) (api.Volume, error) {
+	t, release, err := c.claimOne("detaching it", ref)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	defer release()
+	if c.export(t) == nil && !t.info.Attached {
+		return api.Volume{}, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is not attached", t)}
+	}
+	if err := c.detach(ctx, t); err != nil {
+		return api.Volume{}, err
+	}
+	return c.refreshed(t)
+}
+
+// detach takes away the block device, if there is one and nobody holds it.
+func (c *Controller) detach(ctx context.Context, t target) error {
+	e := c.export(t)
+	if e != nil && e.dev != nil {
+		if err := c.refuseHolders(ctx, t, e, "unmount or stop what is named above"); err != nil {
+			return err
+		}
+		if err := c.stopExport(ctx, e); err != nil {
+			return err
+		}
+	}
+	c.setExport(t, nil)
+	if !t.info.Attached {
+		return nil
+	}
+	err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) { a.Attached = false })
+	return fromPool(fmt.Sprintf("volume %s", t), err)
+}
+
+// refuseHolders returns an error that names everybody who holds the device.
+func (c *Controller) refuseHolders(ctx context.Context, t target, e *export, remedy string) error {
+	found, err := c.holdersOf(ctx, e.dev)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("volume %s is in use", t), Remedy: remedy, Holders: apiHolders(found)}
+}
+
+func (c *Controller) holdersOf(ctx context.Context, dev *ublk.Device) ([]holders.Holder, error) {
+	finder := c.finder()
+	// Somebody whom no table of the kernel names can still have claimed it.
+	finder.Probe = true
+	return finder.Find(ctx, dev.Path())
+}
+
+// Holders implements [api.Service].
+func (c *Controller) Holders(ctx context.Context, ref string) ([]api.Holder, error) {
+	t, err := c.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	e := c.export(t)
+	if e == nil || e.dev == nil {
+		return []api.Holder{}, nil
+	}
+	found, err := c.holdersOf(ctx, e.dev)
+	return apiHolders(found), err
+}
+
+// refreshed describes a volume as it is now.
+func (c *Controller) refreshed(t target) (api.Volume, error) {
+	info, err := t.pool.Volume(t.uuid())
+	if err != nil {
+		return api.Volume{}, fromPool(fmt.Sprintf("volume %s", t), err)
+	}
+	t.info = info
+	return c.describe(t), nil
+}
