@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Outcomes of a check.
+const (
+	checkOK       = "ok"
+	checkDegraded = "degraded" // works, but something is lost or slower
+	checkMissing  = "missing"  // swapback cannot serve volumes here without it
+)
+
+// check is one line of the doctor's report.
+type check struct {
+	Name   string `json:"name"`
+	Status string `json:"status"`
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+func ok(name, format string, args ...any) check {
+	return check{Name: name, Status: checkOK, Detail: fmt.Sprintf(format, args...)}
+}
+
+func degraded(name, remedy, format string, args ...any) check {
+	return check{Name: name, Status: checkDegraded, Detail: fmt.Sprintf(format, args...), Remedy: remedy}
+}
+
+func missing(name, remedy, format string, args ...any) check {
+	return check{Name: name, Status: checkMissing, Detail: fmt.Sprintf(format, args...), Remedy: remedy}
+}
+
+// doctorReport is what "doctor --json" prints.
+type doctorReport struct {
+	OK     bool    `json:"ok"`
+	Checks []check `json:"checks"`
+}
+
+func newDoctor(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what this kernel and machine can do, and what is missing",
+		Long: `Look at the kernel, its modules, the privileges, the disks and the daemon, and
+say for each whether it is
+
+  ok        as it should be
+  degraded  swapback works, but something is lost; the remedy says what to do
+  missing   swapback cannot serve volumes here; the remedy says what to do
+
+Nothing is changed and the daemon need not run. The exit code is 1 when
+something is missing. Run it as root to see everything.`,
+		Example: `  swapback doctor
+  swapback doctor --json`,
+		Args:              args(cobra.NoArgs),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c := a.client()
+			defer c.Close()
+			m := thisMachine()
+			m.daemon = c.Info
+			return runDoctor(cmd.Context(), a, m)
+		},
+	}
+}
+
+func runDoctor(ctx context.Context, a *app, m *machine) error {
+	report := doctorReport{OK: true, Checks: m.examine(ctx)}
+	var lacking []string
+	for _, c := range report.Checks {
+		if c.Status == checkMissing {
+			report.OK = false
+			lacking = append(lacking, c.Name)
+		}
+	}
+	err := a.print(report, func(w io.Writer) { writeDoctor(w, report) })
+	if err != nil || report.OK {
+		return err
+	}
+	return problems("missing: " + strings.Join(lacking, ", "))
+}
+
+func writeDoctor(w io.Writer, report doctorReport) {
+	width := 0
+	for _, c := range report.Checks {
+		width = max(width, len(c.Name))
+	}
+	for _, c := range report.Checks {
+		fmt.Fprintf(w, "%-8s  %-*s  %s\n", c.Status, width, c.Name, c.Detail)
+		if c.Remedy != "" {
+			fmt.Fprintf(w, "%*s  remedy: %s\n", 10+width, "", c.Remedy)
+		}
+	}
+	if report.OK {
+		fmt.Fprintln(w, "\nswapback can serve volumes on this machine")
+		return
+	}
+	fmt.Fprintln(w, "\nswapback cannot serve volumes on this machine yet; see what is missing")
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/swapback/swapback/backup"
+)
+
+func newRepo(a *app) *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "repo",
+		Short: "Make and tidy repositories of backups",
+		Long: `A repository is a folder that holds backups. It must not lie on a volume that it
+keeps backups of.`,
+		Example: `  swapback repo init /backups`,
+	}, newRepoInit(a), newRepoPrune(a))
+}
+
+type repoInitOptions struct{ chunkSize sizeFlag }
+
+func newRepoInit(a *app) *cobra.Command {
+	var o repoInitOptions
+	cmd := &cobra.Command{
+		Use:   "init [DIR]",
+		Short: "Make a folder a repository",
+		Long: `Make a new or empty folder a repository. Without DIR the one that --repo or
+` + RepoEnv + ` names.`,
+		Example: `  swapback repo init /backups
+  swapback repo init /backups --chunk-size 2M`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				a.repo = args[0]
+			}
+			return runRepoInit(cmd.Context(), a, o)
+		},
+	}
+	cmd.Flags().Var(&o.chunkSize, "chunk-size", "unit that is compressed and deduplicated, 64KiB to 16MiB (default 1MiB)")
+	return cmd
+}
+
+// repoJSON is what --json prints of a repository.
+type repoJSON struct {
+	ID       string `json:"id"`
+	Location string `json:"location"`
+}
+
+func runRepoInit(ctx context.Context, a *app, o repoInitOptions) error {
+	location, err := a.repoLocation()
+	if err != nil {
+		return err
+	}
+	repo, err := backup.Init(ctx, location, backup.InitOptions{ChunkSize: int64(o.chunkSize), Logger: a.logger()})
+	if err != nil {
+		return err
+	}
+	defer repo.Close()
+	return a.print(repoJSON{repo.ID(), repo.Location()}, func(w io.Writer) {
+		fmt.Fprintf(w, "repository %s at %s\n", repo.ID(), repo.Location())
+	})
+}
+
+func newRepoPrune(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "prune",
+		Short: "Remove what no backup needs",
+		Long: `Remove objects that no backup needs, such as a crashed backup leaves behind.
+Backups and running operations are not touched. "backup delete" does the same
+after deleting.`,
+		Example:           `  swapback repo prune --repo /backups`,
+		Args:              args(cobra.NoArgs),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runRepoPrune(cmd.Context(), a)
+		},
+	}
+}
+
+func runRepoPrune(ctx context.Context, a *app) error {
+	repo, err := a.repository(ctx)
+	if err != nil {
+		return err
+	}
+	defer repo.Close()
+	report, err := repo.Prune(ctx)
+	if err != nil {
+		return err
+	}
+	return a.print(report, func(w io.Writer) { fmt.Fprintln(w, pruneText(report)) })
+}
+
+func pruneText(r backup.PruneReport) string {
+	s := fmt.Sprintf("%s freed in %s", formatSize(r.Bytes), plural(r.Packs, "pack"))
+	if r.Waiting > 0 {
+		s += fmt.Sprintf("; %s kept until %s under way ended", plural(r.Waiting, "pack"), plural(r.Leases, "operation"))
+	}
+	return s
+}
