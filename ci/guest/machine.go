@@ -89,6 +89,10 @@ func mountRoot(cfg *guestcfg.Config) error {
 	if err := os.Chdir("/"); err != nil {
 		return fmt.Errorf("enter the new root: %w", err)
 	}
+	shown, err := openShown(cfg)
+	if err != nil {
+		return err
+	}
 	mounts := []mount{
 		{"devpts", "/dev/pts", "devpts", 0, "mode=0620,ptmxmode=0666"},
 		{"tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777"},
@@ -100,14 +104,16 @@ func mountRoot(cfg *guestcfg.Config) error {
 		{"tracefs", "/sys/kernel/tracing", "tracefs", 0, ""},
 		{"configfs", "/sys/kernel/config", "configfs", 0, ""},
 	}
-	if cfg.ModuleTree != "" {
-		mounts = append(mounts, mount{cfg.ModuleTree, "/lib/modules/" + cfg.Release, "", unix.MS_BIND, ""})
-	}
 	if cfg.Out {
 		mounts = append(mounts, mount{guestcfg.TagOut, "/out", "9p", 0, nine})
 	}
 	for _, m := range mounts {
 		if err := m.do(); err != nil {
+			return err
+		}
+	}
+	for _, s := range shown {
+		if err := s.put(); err != nil {
 			return err
 		}
 	}
@@ -122,6 +128,45 @@ func mountRoot(cfg *guestcfg.Config) error {
 	}
 	if err := unix.Sethostname([]byte("swapback-vm")); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
+	}
+	return nil
+}
+
+// tree is a folder that is about to be hidden by a mount, held open.
+type tree struct {
+	fd   int
+	path string
+}
+
+// openShown takes hold of the host's folders that must stay in sight: the
+// checkout, which may lie under /tmp, and the kernel's modules.
+func openShown(cfg *guestcfg.Config) ([]tree, error) {
+	paths := map[string]string{"/lib/modules/" + cfg.Release: cfg.ModuleTree}
+	for _, p := range cfg.Shown {
+		for _, own := range []string{"/tmp/", "/run/", "/mnt/", "/dev/shm/"} {
+			if strings.HasPrefix(p, own) {
+				paths[p] = p
+			}
+		}
+	}
+	var out []tree
+	for to, from := range paths {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return nil, fmt.Errorf("take hold of the host's %s: %w", from, err)
+		}
+		out = append(out, tree{fd, to})
+	}
+	return out, nil
+}
+
+func (t tree) put() error {
+	defer unix.Close(t.fd)
+	if err := os.MkdirAll(t.path, 0o755); err != nil {
+		return fmt.Errorf("make the mount point %s: %w", t.path, err)
+	}
+	if err := unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("show the host's folder as %s: %w", t.path, err)
 	}
 	return nil
 }

@@ -204,7 +204,7 @@ func writeInitrd(ctx context.Context, o *options, k *kernel.Kernel, bin, path st
 	}
 	cfg := guestcfg.Config{
 		Command: o.command, Dir: dir, Env: environment(o, bin, k.Release),
-		ModuleTree: k.Tree, Release: k.Release,
+		ModuleTree: k.Tree, Release: k.Release, Shown: []string{dir},
 		Disks: o.disks, Out: o.out != "",
 	}
 	loaded := map[string]bool{}

@@ -52,6 +52,10 @@ type Config struct {
 	ModuleTree string
 	Release    string
 
+	// Shown are folders of the host that must be seen in their places even if
+	// those are below /tmp, /run or /mnt, which are the guest's own.
+	Shown []string
+
 	// Disks is how many NVMe namespaces must be there before the command starts.
 	Disks int
 	// Out says that a writable share is to be mounted on /out.

@@ -51,7 +51,8 @@ var ErrTimeout = errors.New("the command took too long")
 // Do boots the machine, runs the command and returns its exit status. The
 // machine is gone when Do returns.
 func (r *Run) Do(ctx context.Context) (int, error) {
-	dir, err := os.MkdirTemp("", "swapback-vm-")
+	// In /tmp whatever $TMPDIR says: a socket's path has room for 107 bytes.
+	dir, err := os.MkdirTemp("/tmp", "swapback-vm-")
 	if err != nil {
 		return 0, fmt.Errorf("make a folder for the machine's sockets: %w", err)
 	}
