@@ -108,6 +108,9 @@ type params struct {
 	Devt    paramDevt
 }
 
+// paramsLen is the length of params in C; Go rounds the size up to 8.
+const paramsLen = 76
+
 // Control commands: _IOR or _IOWR('u', nr, struct ublksrv_ctrl_cmd).
 const (
 	cmdGetQueueAffinity  = 0x80207501

@@ -189,7 +189,7 @@ func (c *Control) setParams(ctx context.Context, id int, p params) error {
 func (c *Control) getParams(ctx context.Context, id int) (params, error) {
 	buf := make([]byte, unsafe.Sizeof(params{}))
 	head := (*params)(unsafe.Pointer(&buf[0]))
-	head.Len = uint32(len(buf))
+	head.Len = paramsLen
 	head.Types = paramTypeBasic | paramTypeDiscard | paramTypeDevt
 	if err := c.do(ctx, "GET_PARAMS", cmdGetParams, id, ctrlCmd{}, buf); err != nil {
 		return params{}, err

@@ -21,7 +21,7 @@ func paramsFor(l Limits, o Options) params {
 			DevSectors:      l.Size / sectorSize,
 		},
 	}
-	p.Len = uint32(unsafe.Sizeof(p))
+	p.Len = paramsLen
 	b := &p.Basic
 	if b.IOMinShift < b.PhysicalBSShift {
 		b.IOMinShift = b.PhysicalBSShift
@@ -106,7 +106,7 @@ func decodeParams(buf []byte) (params, error) {
 		return p, fmt.Errorf("device parameters say %d bytes", n)
 	}
 	// Whoever set them may have known a longer structure than was asked for.
-	raw := unsafe.Slice((*byte)(unsafe.Pointer(&p)), unsafe.Sizeof(p))
+	raw := unsafe.Slice((*byte)(unsafe.Pointer(&p)), paramsLen)
 	copy(raw, buf[:min(n, len(buf))])
 	return p, nil
 }

@@ -109,9 +109,8 @@ func (q *queue) wake() {
 	if q.wakeFD < 0 {
 		return
 	}
-	one := [8]byte{0: 1}
 	// It cannot fail before the counter holds 2^64 wakes.
-	_, _ = unix.Write(q.wakeFD, one[:])
+	_, _ = unix.Write(q.wakeFD, wakeOne[:])
 }
 
 func (q *queue) closeWake() {
@@ -123,6 +122,9 @@ func (q *queue) closeWake() {
 // is one static variable because such a read may still be pending when its
 // queue has ended: memory that could be freed would not do.
 var wakeSink [8]byte
+
+// wakeOne is what a wake adds to the eventfd. Never written to.
+var wakeOne = [8]byte{0: 1}
 
 // setup builds the ring on the queue's own thread and puts one FETCH per tag
 // into it.
@@ -137,7 +139,12 @@ func (q *queue) setup() error {
 		return fmt.Errorf("mapping the I/O descriptors: %w", err)
 	}
 	q.descs = unsafe.Slice((*ioDesc)(unsafe.Pointer(&q.descMem[0])), q.depth)
+	return q.setupRing()
+}
 
+// setupRing makes the buffers and the ring.
+func (q *queue) setupRing() error {
+	var err error
 	// Not heap: the garbage collector must not own memory that the kernel
 	// writes to, and touching it must not depend on the runtime.
 	q.mem, err = unix.Mmap(-1, 0, q.depth*q.ioBytes,

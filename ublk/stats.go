@@ -40,18 +40,21 @@ type counters struct {
 }
 
 func (c *counters) addTo(s *Stats) {
-	for op, o := range map[Op]*OpStats{
-		OpRead: &s.Read, OpWrite: &s.Write, OpFlush: &s.Flush,
-		OpDiscard: &s.Discard, OpWriteZeroes: &s.WriteZeroes,
-	} {
-		o.Ops += c.ops[op].Load()
-		o.Bytes += c.bytes[op].Load()
-		o.Errors += c.errors[op].Load()
-	}
+	c.addOp(OpRead, &s.Read)
+	c.addOp(OpWrite, &s.Write)
+	c.addOp(OpFlush, &s.Flush)
+	c.addOp(OpDiscard, &s.Discard)
+	c.addOp(OpWriteZeroes, &s.WriteZeroes)
 	s.Held += c.held.Load()
 	s.Refused += c.refused.Load()
 	s.Retries += c.retries.Load()
 	s.Panics += c.panics.Load()
 	s.HeldNow += c.heldNow.Load()
 	s.InFlight += c.inFlight.Load()
+}
+
+func (c *counters) addOp(op Op, o *OpStats) {
+	o.Ops += c.ops[op].Load()
+	o.Bytes += c.bytes[op].Load()
+	o.Errors += c.errors[op].Load()
 }
