@@ -1,0 +1,5 @@
+package backup
+
+const childEnv = "SWAPBACK_TEST_CHILD"
+
+func runChild() {}
