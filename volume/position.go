@@ -17,7 +17,7 @@ func (c *Controller) Quarantine(ctx context.Context, ref string, req api.Quarant
 		return api.Volume{}, err
 	}
 	defer release()
-	if err := expectGeneration(t, req.Generation); err != nil {
+	if err := checkGeneration(t.String(), t.info, req.Generation); err != nil {
 		return api.Volume{}, err
 	}
 	if req.Time.IsZero() {
@@ -80,7 +80,7 @@ func (c *Controller) SetDescendsFrom(ctx context.Context, ref string, req api.De
 		return api.Volume{}, err
 	}
 	defer release()
-	if err := expectGeneration(t, req.Generation); err != nil {
+	if err := checkGeneration(t.String(), t.info, req.Generation); err != nil {
 		return api.Volume{}, err
 	}
 	err = t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.DescendsFrom = req.Backup })
@@ -90,12 +90,13 @@ func (c *Controller) SetDescendsFrom(ctx context.Context, ref string, req api.De
 	return c.refreshed(t)
 }
 
-// expectGeneration refuses when the content is not the one the caller saw.
-func expectGeneration(t target, want uint64) error {
-	if have := t.info.Position.Generation; want != 0 && have != want {
+// checkGeneration refuses when the content is not the one the caller saw; a
+// want of 0 takes any.
+func checkGeneration(name string, info dmswap.VolumeInfo, want uint64) error {
+	if have := info.Position.Generation; want != 0 && have != want {
 		return &api.Error{
 			Code:    api.CodeGeneration,
-			Message: fmt.Sprintf("volume %s: its position has generation %d, not %d: it was swapped meanwhile", t, have, want),
+			Message: fmt.Sprintf("volume %s: its position has generation %d, not %d: it was swapped or grown meanwhile", name, have, want),
 			Remedy:  "look at the volume again (swapback volume show) and decide anew",
 		}
 	}

@@ -1,0 +1,200 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/dmswap"
+)
+
+func TestOnlyOneDaemonPerRunDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	first, err := lockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := lockDir(dir); err == nil {
+		second.Close()
+		t.Fatal("the lock was given twice")
+	} else if !strings.Contains(err.Error(), "another swapbackd") {
+		t.Errorf("the reason is not plain: %v", err)
+	}
+	first.Close()
+	again, err := lockDir(dir)
+	if err != nil {
+		t.Fatalf("after the first daemon's end: %v", err)
+	}
+	again.Close()
+}
+
+func TestDeviceTagTellsPoolsAndVolumesApart(t *testing.T) {
+	a := deviceTag("pool-1", "volume-1")
+	if a != deviceTag("pool-1", "volume-1") {
+		t.Error("the tag is not stable")
+	}
+	if a == deviceTag("pool-1", "volume-2") || a == deviceTag("pool-2", "volume-1") {
+		t.Error("different volumes have one tag")
+	}
+	// removeOrphans finds a pool's devices by the upper bits.
+	if a&^(1<<24-1) != tagMagic<<48|poolTag("pool-1") || a>>48 != tagMagic {
+		t.Errorf("tag %#x does not begin with magic and pool", a)
+	}
+}
+
+func TestReplaceLink(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "tank", "db")
+	for _, to := range []string{"/dev/ublkb0", "/dev/ublkb7"} {
+		if err := replaceLink(to, link); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.Readlink(link); err != nil || got != to {
+			t.Errorf("the link points to %q, %v; want %s", got, err, to)
+		}
+	}
+	entries, err := os.ReadDir(filepath.Dir(link))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("beside the link there is %v, %v", entries, err)
+	}
+}
+
+func TestMarkQuarantine(t *testing.T) {
+	c := &Controller{opt: Options{RunDir: t.TempDir()}}
+	mark := filepath.Join(c.opt.RunDir, "quarantine", "ublkb3")
+	for _, on := range []bool{false, true, true, false, false} {
+		if err := c.markQuarantine(3, on); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(mark); (err == nil) != on {
+			t.Errorf("after markQuarantine(%v) the mark: %v", on, err)
+		}
+	}
+	if err := c.markQuarantine(-1, true); err != nil {
+		t.Errorf("a volume without a number: %v", err)
+	}
+}
+
+func TestFromPool(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		code string
+	}{
+		{&dmswap.Error{Kind: dmswap.ErrNoSpace, Message: "no room", Remedy: "delete something"}, api.CodeNoSpace},
+		{fmt.Errorf("wrapped: %w", &dmswap.GenerationError{Volume: "db", Want: 3, Have: 4}), api.CodeGeneration},
+		{&dmswap.QuarantinedError{Volume: "db"}, api.CodeQuarantined},
+		{&dmswap.SnapshotOpenError{Volume: "db", Device: "/dev/dm-3"}, api.CodeBusy},
+		{&dmswap.DiskInUseError{Disk: "/dev/sda", Found: []string{"ext4"}}, api.CodeInUse},
+	} {
+		err := fromPool("doing it", c.err)
+		var e *api.Error
+		if !errors.As(err, &e) || e.Code != c.code {
+			t.Errorf("%v became %#v, want code %s", c.err, err, c.code)
+			continue
+		}
+		if e.Remedy == "" || strings.Contains(e.Message, e.Remedy) || !strings.HasPrefix(e.Message, "doing it: ") {
+			t.Errorf("message %q and remedy %q", e.Message, e.Remedy)
+		}
+	}
+	if err := fromPool("doing it", nil); err != nil {
+		t.Errorf("nil became %v", err)
+	}
+	if err := fromPool("doing it", os.ErrPermission); !errors.Is(err, os.ErrPermission) || api.CodeOf(err) != api.CodeInternal {
+		t.Errorf("a plain error became %v", err)
+	}
+}
+
+func TestExpectGeneration(t *testing.T) {
+	v := dmswap.VolumeInfo{Name: "db", Position: dmswap.Position{Generation: 5}}
+	for want, ok := range map[uint64]bool{0: true, 5: true, 4: false, 6: false} {
+		err := checkGeneration("tank/db", v, want)
+		if (err == nil) != ok || !ok && api.CodeOf(err) != api.CodeGeneration {
+			t.Errorf("generation %d against 5: %v", want, err)
+		}
+	}
+}
+
+func TestCompareBlockSeesADifference(t *testing.T) {
+	dir := t.TempDir()
+	open := func(name string, fill byte) *os.File {
+		path := filepath.Join(dir, name)
+		b := make([]byte, 2*probeSize)
+		for i := range b {
+			b[i] = fill
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	a, same, other := open("a", 1), open("same", 1), open("other", 2)
+	x, y := make([]byte, probeSize), alignedBlock(probeSize)
+	if err := compareBlock(t.Context(), a, same, probeSize, x, y); err != nil {
+		t.Errorf("equal blocks: %v", err)
+	}
+	if err := compareBlock(t.Context(), a, other, probeSize, x, y); err == nil || !strings.Contains(err.Error(), "differ") {
+		t.Errorf("different blocks: %v", err)
+	}
+	if err := compareBlock(t.Context(), a, same, 2*probeSize, x, y); err == nil {
+		t.Error("a read past the end was taken for equal")
+	}
+}
+
+func TestAlignedBlock(t *testing.T) {
+	for range 50 {
+		b := alignedBlock(probeSize)
+		if len(b) != probeSize || uintptr(unsafe.Pointer(&b[0]))%probeSize != 0 {
+			t.Fatalf("%d bytes at %p", len(b), &b[0])
+		}
+	}
+}
+
+func TestSwapRequestsAreChecked(t *testing.T) {
+	pair := []api.SwapPair{{A: "a", B: "b"}}
+	for _, c := range []struct {
+		req api.SwapRequest
+		ok  bool
+	}{
+		{api.SwapRequest{Pairs: pair}, true},
+		{api.SwapRequest{Pairs: pair, Busy: api.BusyRefuse, HoldFor: 3}, true},
+		{api.SwapRequest{}, false},
+		{api.SwapRequest{Pairs: pair, Busy: "wait"}, false},
+		{api.SwapRequest{Pairs: pair, HoldFor: -1}, false},
+		{api.SwapRequest{Pairs: pair, HoldFor: 1e9}, false},
+	} {
+		s := &swap{req: c.req}
+		err := s.check()
+		if (err == nil) != c.ok || !c.ok && api.CodeOf(err) != api.CodeInvalid {
+			t.Errorf("%+v: %v", c.req, err)
+		}
+		if c.ok && (s.req.Busy == "" || s.req.HoldFor <= 0) {
+			t.Errorf("%+v: no defaults: %+v", c.req, s.req)
+		}
+	}
+}
+
+func TestNoDuplicates(t *testing.T) {
+	if err := noDuplicates([]string{"b", "a", "c"}); err != nil {
+		t.Error(err)
+	}
+	if err := noDuplicates([]string{"b", "a", "b"}); api.CodeOf(err) != api.CodeInvalid {
+		t.Errorf("a volume named twice: %v", err)
+	}
+}
+
+func TestQuarantineKeepsEveryField(t *testing.T) {
+	q := api.Quarantine{Reason: "r", Time: time.Unix(1, 0), Volume: "v", Job: "j", Step: "s", ExitCode: 4, Backup: "b"}
+	if back := api.Quarantine(dmswap.Quarantine(q)); back != q {
+		t.Errorf("%+v became %+v", q, back)
+	}
+}
