@@ -91,9 +91,10 @@ func writeDoctor(w io.Writer, report doctorReport) {
 		width = max(width, len(c.Name))
 	}
 	for _, c := range report.Checks {
-		fmt.Fprintf(w, "%-8s  %-*s  %s\n", c.Status, width, c.Name, c.Detail)
+		indent := "\n" + strings.Repeat(" ", 12+width)
+		fmt.Fprintf(w, "%-8s  %-*s  %s\n", c.Status, width, c.Name, strings.Join(wrap(c.Detail, 100), indent))
 		if c.Remedy != "" {
-			fmt.Fprintf(w, "%*s  remedy: %s\n", 10+width, "", c.Remedy)
+			fmt.Fprintf(w, "%s%s\n", indent[1:], strings.Join(wrap("remedy: "+c.Remedy, 100), indent))
 		}
 	}
 	if report.OK {
@@ -101,4 +102,21 @@ func writeDoctor(w io.Writer, report doctorReport) {
 		return
 	}
 	fmt.Fprintln(w, "\nswapback cannot serve volumes on this machine yet; see what is missing")
+}
+
+// wrap breaks a text at blanks into lines of at most width bytes, where it can.
+func wrap(text string, width int) []string {
+	lines := []string{""}
+	for word := range strings.FieldsSeq(text) {
+		last := len(lines) - 1
+		switch {
+		case lines[last] == "":
+			lines[last] = word
+		case len(lines[last])+1+len(word) > width:
+			lines = append(lines, word)
+		default:
+			lines[last] += " " + word
+		}
+	}
+	return lines
 }

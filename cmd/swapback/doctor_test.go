@@ -214,11 +214,16 @@ func TestDoctorReport(t *testing.T) {
 	}
 }
 
-// The doctor must come to an end on whatever machine the tests run on.
-func TestDoctorHere(t *testing.T) {
+func thisMachineChecks(t *testing.T) []check {
+	t.Helper()
 	m := thisMachine()
 	m.daemon = func(context.Context) (api.Info, error) { return api.Info{}, fs.ErrNotExist }
-	for _, c := range m.examine(t.Context()) {
+	return m.examine(t.Context())
+}
+
+// The doctor must come to an end on whatever machine the tests run on.
+func TestDoctorHere(t *testing.T) {
+	for _, c := range thisMachineChecks(t) {
 		if c.Status != checkOK && c.Status != checkDegraded && c.Status != checkMissing {
 			t.Errorf("%+v", c)
 		}

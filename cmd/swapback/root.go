@@ -34,7 +34,7 @@ and end with one whose "type" is "result". Errors are JSON on stderr.`,
 	}
 	group(cmd,
 		newPool(a), newVolume(a), newSwap(a), newRepo(a), newBackup(a), newRecover(a),
-		newDoctor(a), newVersion(a), newOpenAPI(a), newCompletion(a))
+		newDoctor(a), newVersion(a), newOpenAPI(a), newCompletion(a), newMan(a))
 	f := cmd.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "print JSON for programs")
 	f.BoolVar(&a.verbose, "verbose", false, "log what is being done to stderr")
