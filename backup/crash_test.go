@@ -233,45 +233,44 @@ func TestGarbageDoesNotWaitForever(t *testing.T) {
 func TestDeletionVoidsEarlierNotes(t *testing.T) {
 	r, m := memRepo(t)
 	content := image(1, 20)
-	b1 := create(t, r, CreateOptions{}, source(t, "a", content))
-
-	w1 := m.Open()
-	var once1, once3 sync.Once
-	w1.After = func(op storetest.Op) error {
-		if op.Kind == "read" && strings.HasPrefix(op.Name, "packs/") {
-			once1.Do(func() { // the first writer has seen b1
-				if _, err := r.Delete(context.Background(), b1.ID); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		return nil
-	}
-	b2 := create(t, view(t, w1, 3), CreateOptions{}, source(t, "a", content))
-	if b2.Volumes[0].StoredBytes != 0 {
-		t.Fatal("the test needs b2 to live on the packs of b1")
-	}
-	w3 := m.Open()
-	w3.After = func(op storetest.Op) error {
-		if op.Kind == "read" && strings.HasPrefix(op.Name, "packs/") {
-			once3.Do(func() { // the third writer has seen b2
-				for range 2 {
-					_, err := r.Delete(context.Background(), b2.ID)
-					if err != nil && !errors.Is(err, ErrNotFound) {
+	src := source(t, "a", content)
+	// lendThenDelete makes a backup that takes all its chunks from the present
+	// one, which is deleted as soon as its table has been read.
+	lendThenDelete := func(id string, seed uint32, meanwhile func()) Backup {
+		disk := m.Open()
+		var once sync.Once
+		disk.After = func(op storetest.Op) error {
+			if op.Kind == "read" && strings.HasPrefix(op.Name, "packs/") {
+				once.Do(func() {
+					if _, err := r.Delete(context.Background(), id); err != nil {
 						t.Error(err)
 					}
-				}
-				if _, err := r.Prune(context.Background()); err != nil {
-					t.Error(err)
-				}
-			})
+					meanwhile()
+				})
+			}
+			return nil
 		}
-		return nil
+		b := create(t, view(t, disk, seed), CreateOptions{}, src)
+		if b.Volumes[0].StoredBytes != 0 {
+			t.Fatal("the test needs a backup that lives on the packs of another")
+		}
+		return b
 	}
-	b3 := create(t, view(t, w3, 4), CreateOptions{}, source(t, "a", content))
-	if b3.Volumes[0].StoredBytes != 0 {
-		t.Fatal("the test needs b3 to live on the packs of b1")
+	b1 := create(t, r, CreateOptions{}, src)
+	bystander, err := r.begin(t.Context(), "verify", logger(nil))
+	if err != nil {
+		t.Fatal(err)
 	}
+	// The note names the bystander and the writer of b2.
+	b2 := lendThenDelete(b1.ID, 3, func() {})
+	// The bystander keeps the note from being used up before b2 is deleted. Once
+	// it is gone, the note must not speak for the writer of b3, who saw b2.
+	b3 := lendThenDelete(b2.ID, 4, func() {
+		bystander.end()
+		if _, err := r.Prune(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
 	fullCheck(t, m, images{b3.ID: {"a": content}})
 	if _, err := r.Prune(t.Context()); err != nil {
 		t.Fatal(err)
