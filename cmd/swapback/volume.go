@@ -39,9 +39,10 @@ func newVolumeCreate(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create NAME --size SIZE",
 		Short: "Create a volume and serve it",
-		Long: `Create a volume in a pool and serve it as a block device. Its extents may hold
-old data of deleted volumes unless --zero is given. With --stripes its content
-is spread over that many disks.`,
+		Long: `Create a volume in a pool and serve it as a block device. Its first and last MiB
+are zeroed, so that no old signature is found; the rest shows what the disks
+held before, unless --zero is given. The size is rounded up to 4 KiB. With
+--stripes the content is spread over that many disks.`,
 		Example: `  swapback volume create db --size 1G
   swapback volume create log --size 512M --pool tank --stripes 2 --stripe-size 128K
   swapback volume create db-spare --size 1G --detached`,
