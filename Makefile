@@ -50,7 +50,7 @@ vm: build-what-can harness ## run CMD='…' as root in a fresh virtual machine (
 
 .PHONY: demo
 demo: build harness ## the main job: damage, recovery, proof
-	@$(HARNESS)/vm -- demo/run.sh
+	@$(HARNESS)/vm -again -- demo/run.sh
 
 .PHONY: test
 test: test-unit ## unit tests, then integration tests on both kernels
@@ -76,7 +76,7 @@ lint: ## gofmt, go vet, staticcheck, govulncheck
 
 .PHONY: bench-short
 bench-short: build harness ## a few minutes of fio: a volume beside the bare device under it
-	@OUT=build/bench $(HARNESS)/vm -- 'bench/run.sh $$SWAPBACK_OUT/short.json'
+	@OUT=build/bench $(HARNESS)/vm -again -- 'bench/run.sh $$SWAPBACK_OUT/short.json'
 
 .PHONY: ci
 ci: ## what .ci/run does

@@ -27,6 +27,7 @@ for i in 0 1 2; do
 	test -b /dev/nvme${i}n1 || echo "no disk $i"
 	test "$(cat /sys/block/nvme${i}n1/size)" = $((1 << 21)) || echo "disk $i has a wrong size"
 done
+test "$(cat /sys/class/nvme/*/serial | tr -d " \n")" = swapback0swapback1swapback2 || echo "the disks are not in order"
 test "$SWAPBACK_TEST_DISKS" = "/dev/nvme0n1 /dev/nvme1n1 /dev/nvme2n1" || echo "disks: $SWAPBACK_TEST_DISKS"
 for d in /tmp /run /mnt; do touch $d/x || echo "$d is not writable"; done
 for m in dm-flakey dm-delay nbd null_blk; do modprobe $m || echo "no $m"; done

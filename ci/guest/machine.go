@@ -46,6 +46,21 @@ func loadModules(modules []guestcfg.Module) error {
 	return nil
 }
 
+// startProcessors starts all processors but the first, which the kernel was
+// told to leave alone while it booted.
+func startProcessors() error {
+	files, err := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/online")
+	if err != nil {
+		return fmt.Errorf("look for processors: %w", err)
+	}
+	for _, f := range files {
+		if err := os.WriteFile(f, []byte("1"), 0); err != nil {
+			return fmt.Errorf("start a processor: %w", err)
+		}
+	}
+	return nil
+}
+
 // mountRoot puts the host's root under "/": read-only through 9p, with an
 // overlay in memory on top, so that commands may write anywhere and the host
 // never notices. It is done by process 1 in the root that all kernel threads
@@ -185,6 +200,37 @@ func loopbackUp() error {
 	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
+	}
+	return nil
+}
+
+// bindDisks gives the NVMe driver its disks one after another. Left alone it
+// takes them all at once, and nvme0 is now one disk, now another.
+func bindDisks() error {
+	devices, err := filepath.Glob("/sys/bus/pci/devices/*/class")
+	if err != nil {
+		return fmt.Errorf("look for disks: %w", err)
+	}
+	for _, class := range devices { // sorted by address, which is QEMU's order
+		text, err := os.ReadFile(class)
+		if err != nil {
+			return fmt.Errorf("look for disks: %w", err)
+		}
+		if !strings.HasPrefix(string(text), "0x0108") { // mass storage, NVM
+			continue
+		}
+		address := filepath.Base(filepath.Dir(class))
+		if err := os.WriteFile("/sys/bus/pci/drivers/nvme/bind", []byte(address), 0); err != nil {
+			return fmt.Errorf("give the disk at %s to its driver: %w", address, err)
+		}
+	}
+	return setAutoprobe("1")
+}
+
+// setAutoprobe says whether a driver takes the devices it knows by itself.
+func setAutoprobe(value string) error {
+	if err := os.WriteFile("/sys/bus/pci/drivers_autoprobe", []byte(value), 0); err != nil {
+		return fmt.Errorf("set how drivers find their devices: %w", err)
 	}
 	return nil
 }

@@ -72,7 +72,16 @@ func run(l *link) (int, error) {
 	if err := mountRoot(&cfg); err != nil {
 		return 0, err
 	}
+	if err := startProcessors(); err != nil {
+		return 0, err
+	}
+	if err := setAutoprobe("0"); err != nil {
+		return 0, err
+	}
 	if err := loadModules(cfg.Late); err != nil {
+		return 0, err
+	}
+	if err := bindDisks(); err != nil {
 		return 0, err
 	}
 	if err := loopbackUp(); err != nil {

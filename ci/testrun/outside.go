@@ -16,9 +16,6 @@ import (
 	"strings"
 )
 
-// exitCrash is what ci/vm ends with when QEMU itself crashed.
-const exitCrash = 123
-
 // manifest tells the inside what to run.
 type manifest struct {
 	Packages []compiled
@@ -93,7 +90,7 @@ func runOutside(ctx context.Context, o *options) error {
 	return nil
 }
 
-// boot runs the compiled tests in the machine. A crash of QEMU is no verdict
+// boot runs the compiled tests in the machine. A failure of QEMU is no verdict
 // on what is tested, so it gets a second chance.
 func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error) {
 	list := filepath.Join(dir, "manifest.json")
@@ -124,21 +121,18 @@ func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error)
 	for i, a := range inside {
 		inside[i] = quote(a)
 	}
-	for try := 1; ; try++ {
-		cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "vm"), "-kernel", o.kernel, "--", strings.Join(inside, " "))
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-		err := cmd.Run()
-		var exit *exec.ExitError
-		switch {
-		case err == nil:
-			return 0, nil
-		case !errors.As(err, &exit):
-			return 0, fmt.Errorf("run the test machine: %w", err)
-		case exit.ExitCode() == exitCrash && try == 1:
-			fmt.Println("testrun: QEMU crashed; running the tests once more from the beginning")
-		default:
-			return exit.ExitCode(), nil
-		}
+	vm := filepath.Join(filepath.Dir(self), "vm")
+	cmd := exec.CommandContext(ctx, vm, "-again", "-kernel", o.kernel, "--", strings.Join(inside, " "))
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0, nil
+	case errors.As(err, &exit):
+		return exit.ExitCode(), nil
+	default:
+		return 0, fmt.Errorf("run the test machine: %w", err)
 	}
 }
 

@@ -123,13 +123,24 @@ func (b *boots) run(ctx context.Context) (int, error) {
 }
 
 // withRetry boots a second time if the first did not come up: QEMU's emulation
-// crashes about once in 40 boots. Once the command has begun there is no retry.
+// crashes about once in 40 boots. Once the command has begun there is no retry,
+// unless the caller has said that it may be run again.
 func (b *boots) withRetry(ctx context.Context, accel qemu.Accel) (int, error) {
 	status, err := b.once(ctx, accel, b.o.boot)
-	if !errors.Is(err, qemu.ErrBoot) {
+	again := b.o.again && b.o.diskDir == "" && errors.Is(err, qemu.ErrCrash)
+	if !again && !errors.Is(err, qemu.ErrBoot) {
 		return status, err
 	}
-	b.notice("%v; trying once more", err)
+	kept := filepath.Join("build/vm", "failed.log")
+	_ = os.Rename(b.machine.Console, kept)
+	b.notice("%v; once more, from the beginning (the first try's log: %s)", err, kept)
+	if again {
+		for _, d := range b.machine.Disks {
+			if err := qemu.BlankDisk(d.Path); err != nil {
+				return 0, err
+			}
+		}
+	}
 	return b.once(ctx, accel, b.o.boot)
 }
 

@@ -45,6 +45,7 @@ type options struct {
 	env      []string
 	exact    bool
 	native   bool
+	again    bool
 	quiet    bool
 	command  string
 }
@@ -115,10 +116,11 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	f.Var(&env, "env", "NAME or NAME=VALUE to set for the command; may be given again (names in $VM_ENV too)")
 	f.BoolVar(&o.exact, "icount", envBool("ICOUNT"), "exact mode: the clock counts instructions, for measurements that repeat ($ICOUNT)")
 	f.BoolVar(&o.native, "native", envBool("NATIVE"), "no machine: run on this host, with files as disks ($NATIVE)")
+	f.BoolVar(&o.again, "again", envBool("AGAIN"), "run the command again, on blank disks, if QEMU itself fails ($AGAIN)")
 	f.BoolVar(&o.quiet, "quiet", envBool("QUIET"), "say nothing when all is well ($QUIET)")
 	f.Usage = func() {
 		fmt.Fprintf(stderr, "usage: vm [flags] -- COMMAND\n\nRuns COMMAND with bash as root in a fresh virtual machine and exits with its status.\n"+
-			"Without COMMAND, that of $VM_CMD. Status %d: it took too long; %d: the machine failed; %d: QEMU crashed.\n\n", exitTimeout, exitHarness, exitCrash)
+			"Without COMMAND, that of $VM_CMD. Status %d: it took too long; %d: the machine failed; %d: QEMU did.\n\n", exitTimeout, exitHarness, exitCrash)
 		f.PrintDefaults()
 	}
 	if err := f.Parse(args); err != nil {

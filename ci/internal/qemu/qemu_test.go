@@ -54,6 +54,12 @@ func TestMakeDisk(t *testing.T) {
 	if got, _ := os.ReadFile(path); !bytes.HasPrefix(got, []byte("kept")) || len(got) != 1<<20 {
 		t.Errorf("an existing disk lost its contents or has a wrong size: %d", len(got))
 	}
+	if err := BlankDisk(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := os.ReadFile(path); !bytes.Equal(got, make([]byte, 1<<20)) {
+		t.Error("a blank disk is not blank")
+	}
 	if _, err := MakeDisk(path, 1<<10); err == nil {
 		t.Error("a disk was cut")
 	}

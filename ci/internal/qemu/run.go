@@ -41,9 +41,9 @@ var ErrBoot = errors.New("the machine did not come up")
 // ErrLost: the machine's kernel stopped while the command was running.
 var ErrLost = errors.New("the machine was lost while the command ran")
 
-// ErrCrash: QEMU itself crashed while the command was running. That says
+// ErrCrash: the emulation failed while the command was running. That says
 // nothing about the command.
-var ErrCrash = errors.New("QEMU crashed while the command ran")
+var ErrCrash = errors.New("QEMU failed while the command ran")
 
 // ErrTimeout: the command ran longer than Limit.
 var ErrTimeout = errors.New("the command took too long")
@@ -132,6 +132,8 @@ func (r *Run) follow(ctx context.Context, q *process, words <-chan string) (int,
 				return 0, fmt.Errorf("%w: %s", ErrBoot, q.complaint())
 			case q.crashed():
 				return 0, fmt.Errorf("%w: %s", ErrCrash, q.complaint())
+			case r.Machine.Accel != KVM && staleInstruction(r.Machine.Console):
+				return 0, fmt.Errorf("%w: it ran an instruction that the kernel had replaced (\"Oops: int3\")", ErrCrash)
 			}
 			return 0, fmt.Errorf("%w: %s", ErrLost, q.complaint())
 		case w, ok := <-words:
@@ -144,6 +146,13 @@ func (r *Run) follow(ctx context.Context, q *process, words <-chan string) (int,
 			}
 		}
 	}
+}
+
+// staleInstruction recognises in the kernel's log what a race in QEMU's
+// emulation does to a kernel that patches itself (QEMU before 8.1).
+func staleInstruction(console string) bool {
+	data, err := os.ReadFile(console)
+	return err == nil && bytes.Contains(data, []byte("Oops: int3"))
 }
 
 func (r *Run) word(line string, ready *bool, began time.Time, timer *time.Timer) (status int, err error, end bool) {
