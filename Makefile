@@ -1,9 +1,16 @@
 # swapback's work, by name. "make help" lists the targets.
 
 GO         ?= go
+PREFIX     ?= /usr/local
 BIN        := build/bin
 HARNESS    := build/ci
 GOBUILD    := CGO_ENABLED=0 $(GO) build -trimpath
+
+# A checkout that belongs to somebody else: git, and so the version in the
+# programs, is not to be had.
+ifneq ($(shell git rev-parse HEAD >/dev/null 2>&1 && echo yes),yes)
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+endif
 
 # The race detector needs cgo, and cgo a C compiler.
 RACE        = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && command -v "$$($(GO) env CC)" >/dev/null && echo -race)
@@ -43,6 +50,13 @@ endif
 harness: # the programs behind the test machine
 	@mkdir -p $(HARNESS)
 	@$(GOBUILD) -o $(HARNESS)/ ./ci/vm ./ci/guest ./ci/testrun
+
+.PHONY: install
+install: build ## programs, units and udev rules into the system (DESTDIR, PREFIX)
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(BIN)/swapback
+	install -D -t $(DESTDIR)$(PREFIX)/sbin $(BIN)/swapbackd $(BIN)/swapback-agent
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/system dist/systemd/*.service
+	install -D -m 644 -t $(DESTDIR)/etc/udev/rules.d dist/udev/*.rules
 
 .PHONY: vm
 vm: build-what-can harness ## run CMD='…' as root in a fresh virtual machine (KERNEL, DISKS, DISK_SIZE, DISK_DIR, OUT, …)
