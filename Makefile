@@ -34,14 +34,14 @@ help: ## list these targets
 build: ## build every program into build/bin (NOBUILD=1 leaves that out of other targets)
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
-	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench
+	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./demo/...
 endif
 
 .PHONY: build-what-can
 build-what-can: # as build, but a program that does not compile is left out
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
-	@for p in $(wildcard cmd/*) bench; do \
+	@for p in $(wildcard cmd/*) bench demo/extentmap; do \
 		$(GOBUILD) -o $(BIN)/ ./$$p || { rm -f $(BIN)/$${p##*/}; echo "left out: $$p" >&2; }; \
 	done
 endif
