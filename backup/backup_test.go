@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -395,10 +396,10 @@ func TestCancel(t *testing.T) {
 		b := create(t, r, CreateOptions{}, source(t, "a", first))
 		before := m.Names("")
 		ctx, cancel := context.WithCancel(t.Context())
-		n := 0
+		var n atomic.Int64
 		m.Before = func(op storetest.Op) error {
 			if op.Kind == kind && strings.HasPrefix(op.Name, "packs/") {
-				if n++; n == 2 {
+				if n.Add(1) == 2 {
 					cancel()
 				}
 			}
@@ -437,10 +438,10 @@ func TestFullDisk(t *testing.T) {
 		r, m := memRepo(t)
 		b := create(t, r, CreateOptions{}, source(t, "a", first))
 		before := m.Names("")
-		n := 0
+		var n atomic.Int64 // packs are committed beside each other
 		m.Before = func(op storetest.Op) error {
 			if op.Kind == "write" || op.Kind == "commit" {
-				if n++; n >= fail {
+				if n.Add(1) >= int64(fail) {
 					return fmt.Errorf("disk: %w", syscall.ENOSPC)
 				}
 			}
