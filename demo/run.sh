@@ -83,10 +83,6 @@ swapback-agent run "$work/job.yaml"
 
 title "Extents after: the name shows other extents, the failed ones are kept"
 picture after
-before=$(sed -n 's/^ *"id": "\(.*\)",*$/\1/p' "$work/before.json" | sort)
-after=$(sed -n 's/^ *"id": "\(.*\)",*$/\1/p' "$work/after.json" | sort)
-[ -n "$before" ] && [ -n "$after" ] || fail "no positions in what volume list printed"
-
 title "Proofs"
 swapback volume show ledger --json >"$work/ledger.json"
 [ "$(field "$work/ledger.json" device)" = "$device" ] || fail "the ledger has another device name"
