@@ -1,0 +1,338 @@
+package dmswap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/swapback/swapback/dmswap/dm"
+)
+
+// snapshotChunk is the unit in which old data is copied, in bytes: large enough
+// that a sequential overwrite costs few copies, small enough that a random
+// write does not copy much.
+const snapshotChunk = 64 << 10
+
+// Snapshot is one instant of a volume, readable as a block device until Close.
+// While it is open the volume's device is
+//
+//	swapback-POOL-VOLUME        snapshot-origin over …-real
+//	swapback-POOL-VOLUME-real   the volume's extents
+//	swapback-POOL-VOLUME-cow    extents that are reserved for old data
+//	swapback-POOL-VOLUME-snap   snapshot of …-real with …-cow: the instant
+//
+// The table of what was copied is in the kernel's memory only ("N"), so a
+// snapshot ends with the machine, and by the next Open with the process.
+// A volume does not take discards while it has a snapshot: snapshot-origin
+// does not pass them on.
+type Snapshot struct {
+	pool    *Pool
+	volume  volumeRecord
+	device  string
+	cowSize int64
+	taken   time.Time
+
+	mu     sync.Mutex
+	closed bool
+}
+
+// Device is the snapshot's read-only block device, /dev/dm-N.
+func (s *Snapshot) Device() string { return s.device }
+
+// COWSize is how many bytes of old data the snapshot can keep.
+func (s *Snapshot) COWSize() int64 { return s.cowSize }
+
+// Time is the instant that the snapshot shows.
+func (s *Snapshot) Time() time.Time { return s.taken }
+
+// OpenSnapshot takes a snapshot of a volume. The instant is taken while the
+// volume's device is suspended: writes that were answered before are in it,
+// writes that come after are not.
+func (p *Pool) OpenSnapshot(ctx context.Context, ref string, opt SnapshotOptions) (*Snapshot, error) {
+	list, err := p.OpenSnapshots(ctx, []string{ref}, opt)
+	if err != nil {
+		return nil, err
+	}
+	return list[0], nil
+}
+
+// OpenSnapshots takes snapshots of several volumes, in the order of refs, at
+// one instant: all volumes are suspended together. opt applies to each. The
+// caller closes every one of them; when an error comes back none is open.
+func (p *Pool) OpenSnapshots(ctx context.Context, refs []string, opt SnapshotOptions) ([]*Snapshot, error) {
+	if len(refs) == 0 {
+		return nil, errf(ErrInvalid, "name a volume", "snapshot of no volumes")
+	}
+	volumes, release, err := p.claim("opening a snapshot", refs...)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	group := &snapshotGroup{pool: p, volumes: volumes}
+	if err := group.reserve(opt); err != nil {
+		return nil, err
+	}
+	p.at("snapshot: reserved")
+	list, err := group.open(ctx)
+	if err != nil {
+		err = errors.Join(err, group.tearDown(context.WithoutCancel(ctx)))
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	return list, nil
+}
+
+// snapshotGroup is snapshots on their way up or down.
+type snapshotGroup struct {
+	pool    *Pool
+	volumes []volumeRecord
+	cow     []int64 // bytes
+}
+
+// reserve commits the extents that old data is to go to.
+func (g *snapshotGroup) reserve(opt SnapshotOptions) error {
+	p := g.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	free, err := newAllocator(p.meta, p.pending)
+	if err != nil {
+		return err
+	}
+	es := p.place.extentSize
+	share := free.freeTotal() / 2 / int64(len(g.volumes))
+	var records []snapshotRecord
+	for _, v := range g.volumes {
+		// Room for every chunk of the volume is always enough.
+		count := (roundUp(v.Size, snapshotChunk) + es - 1) / es
+		if opt.COWSize > 0 {
+			count = min(count, (opt.COWSize+es-1)/es)
+		} else {
+			count = max(min(count, share), 1)
+		}
+		segments, err := free.allocate(count, 1, nil)
+		if err != nil {
+			return fmt.Errorf("snapshot of volume %s: room for old data: %w", v.Name, err)
+		}
+		records = append(records, snapshotRecord{Volume: v.UUID, Opened: time.Now().UTC(), Segments: segments})
+		g.cow = append(g.cow, count*es)
+	}
+	return p.commit(func(m *metadata) error {
+		m.Snapshots = append(m.Snapshots, records...)
+		return nil
+	})
+}
+
+// open makes the devices, suspends the volumes together, starts the snapshots
+// and resumes the volumes.
+func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
+	p := g.pool
+	list := make([]*Snapshot, len(g.volumes))
+	for i, v := range g.volumes {
+		device, err := g.build(ctx, v)
+		if err != nil {
+			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
+		}
+		list[i] = &Snapshot{pool: p, volume: v, device: device, cowSize: g.cow[i]}
+	}
+	p.at("snapshot: built")
+	volumes, snaps := g.refs(""), g.refs(suffixSnap)
+	err := parallel(volumes, func(ref dm.Ref) error { return p.kernel.Suspend(ctx, ref, dm.SuspendOptions{}) })
+	if err != nil {
+		return nil, err
+	}
+	p.at("snapshot: suspended")
+	taken := time.Now().UTC()
+	// A snapshot copies from its resume on. The volumes wait until all do.
+	if err := parallel(snaps, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
+		return nil, err
+	}
+	if err := parallel(volumes, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
+		return nil, err
+	}
+	p.at("snapshot: resumed")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range list {
+		s.taken = taken
+		p.snaps[s.volume.UUID] = s
+	}
+	return list, nil
+}
+
+// build makes the three hidden devices of a volume and preloads the volume's
+// table. Nothing of it is in the way of I/O yet. It returns the path of the
+// snapshot's device.
+func (g *snapshotGroup) build(ctx context.Context, v volumeRecord) (string, error) {
+	p := g.pool
+	p.mu.Lock()
+	table := p.place.volumeTable(&v, p.meta.position(v.Position))
+	cow := p.meta.snapshot(v.UUID).Segments
+	p.mu.Unlock()
+	name := func(suffix string) string { return dmName(p.name, v.Name, v.UUID, suffix) }
+
+	real, err := p.createDevice(ctx, name(suffixReal), p.ref(v.UUID, suffixReal), table, false)
+	if err != nil {
+		return "", err
+	}
+	size := countExtents(cow) * p.place.extentSize
+	store, err := p.createDevice(ctx, name(suffixCOW), p.ref(v.UUID, suffixCOW), p.place.table(cow, 0, size), false)
+	if err != nil {
+		return "", err
+	}
+	snap := p.ref(v.UUID, suffixSnap)
+	info, err := p.kernel.Create(name(suffixSnap), snap.UUID)
+	if errors.Is(err, dm.ErrExists) {
+		return "", &Error{
+			Kind: ErrBusy, Message: "the device of an earlier snapshot is still open", Err: err,
+			Remedy: "end what reads it; the device goes away by itself then",
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	one := func(t dm.Target) dm.Table { return dm.Table{{Start: 0, Length: table.Size(), Target: t}} }
+	err = p.kernel.Load(snap, one(dm.Snapshot{Origin: real.Device, COW: store.Device, Chunk: snapshotChunk / dm.SectorSize}), true)
+	if err == nil {
+		err = p.kernel.Load(p.ref(v.UUID, ""), one(dm.SnapshotOrigin{Origin: real.Device}), false)
+	}
+	if err != nil {
+		return "", &Error{
+			Kind: ErrUnsupported, Message: "the kernel refuses a snapshot", Err: err,
+			Remedy: "it needs the device-mapper targets snapshot and snapshot-origin: modprobe dm_snapshot",
+		}
+	}
+	return info.Path(), nil
+}
+
+func (g *snapshotGroup) refs(suffix string) []dm.Ref {
+	list := make([]dm.Ref, len(g.volumes))
+	for i, v := range g.volumes {
+		list[i] = g.pool.ref(v.UUID, suffix)
+	}
+	return list
+}
+
+// tearDown ends snapshots however far they came: the snapshot's device is cut
+// off first, because from the moment in which the volume is linear again it
+// would show a mixture; then the volume; then what is no longer used goes.
+func (g *snapshotGroup) tearDown(ctx context.Context) error {
+	p := g.pool
+	var errs []error
+	for _, v := range g.volumes {
+		errs = append(errs, g.tearDownOne(ctx, v))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &Error{Kind: ErrDamaged, Message: "a snapshot could not be taken down", Err: err, Remedy: "restart the daemon: opening the pool mends it"}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	mine := func(s *snapshotRecord) bool {
+		return slices.ContainsFunc(g.volumes, func(v volumeRecord) bool { return v.UUID == s.Volume })
+	}
+	err := p.commit(func(m *metadata) error {
+		m.Snapshots = drop(m.Snapshots, mine)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, v := range g.volumes {
+		delete(p.snaps, v.UUID)
+	}
+	return nil
+}
+
+func (g *snapshotGroup) tearDownOne(ctx context.Context, v volumeRecord) error {
+	p := g.pool
+	snap := p.ref(v.UUID, suffixSnap)
+	info, err := p.kernel.Info(snap)
+	switch {
+	case errors.Is(err, dm.ErrNotFound):
+	case err != nil:
+		return err
+	case info.DeferredRemove:
+		// An earlier snapshot's, which is cut off already.
+	default:
+		if err := p.cutOff(ctx, dm.Listed{Name: info.Name, UUID: snap.UUID}); err != nil {
+			return err
+		}
+	}
+	if err := g.straighten(ctx, v); err != nil {
+		return err
+	}
+	for _, suffix := range []string{suffixSnap, suffixCOW, suffixReal} {
+		if err := p.discardDevice(ctx, p.ref(v.UUID, suffix)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// straighten gives a volume its own table back.
+func (g *snapshotGroup) straighten(ctx context.Context, v volumeRecord) error {
+	p := g.pool
+	p.mu.Lock()
+	w := wanted{v, p.ref(v.UUID, ""), p.place.volumeTable(&v, p.meta.position(v.Position))}
+	p.mu.Unlock()
+	again, err := p.prepareDevice(ctx, w)
+	if err == nil && again {
+		err = p.kernel.Resume(ctx, w.ref)
+	}
+	if err != nil {
+		return fmt.Errorf("device of volume %s: %w", v.Name, err)
+	}
+	return nil
+}
+
+// Status tells how full the snapshot is.
+func (s *Snapshot) Status(ctx context.Context) (SnapshotStatus, error) {
+	if err := ctx.Err(); err != nil {
+		return SnapshotStatus{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return SnapshotStatus{}, errf(ErrClosed, "", "the snapshot of volume %s is closed", s.volume.Name)
+	}
+	lines, err := s.pool.kernel.Status(s.pool.ref(s.volume.UUID, suffixSnap))
+	if err != nil {
+		return SnapshotStatus{}, err
+	}
+	if len(lines) != 1 || lines[0].Kind != (dm.Snapshot{}).Kind() {
+		return SnapshotStatus{}, errf(ErrDamaged, "end it and take another one", "the device of the snapshot of volume %s is none", s.volume.Name)
+	}
+	st, err := dm.ParseSnapshotStatus(lines[0].Text)
+	if err != nil {
+		return SnapshotStatus{}, err
+	}
+	return SnapshotStatus{Used: int64(st.Used) * dm.SectorSize, Total: s.cowSize, Invalid: st.Invalid}, nil
+}
+
+// Close ends the snapshot and frees its extents. Somebody who still has its
+// device open gets I/O errors from then on. A second Close does nothing; after
+// a failed one it can be tried again.
+func (s *Snapshot) Close(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	p := s.pool
+	p.mu.Lock()
+	p.busy[s.volume.UUID] = "closing a snapshot"
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.busy, s.volume.UUID)
+	}()
+	g := &snapshotGroup{pool: p, volumes: []volumeRecord{s.volume}}
+	// Half-way down would be neither a snapshot nor none.
+	if err := g.tearDown(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("closing the snapshot of volume %s: %w", s.volume.Name, err)
+	}
+	s.closed = true
+	return nil
+}

@@ -1,0 +1,233 @@
+package dmswap
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// store keeps the metadata of one pool on its members. It is not safe for
+// concurrent use; [Pool] calls it under its lock.
+type store struct {
+	members []*member
+	log     *slog.Logger
+	// last is the highest generation that was ever tried, so that a number is
+	// never used for two different contents.
+	last uint64
+	// broken is set when it is unknown which generation the members hold.
+	broken error
+	// step, if not nil, is called between the steps of a commit (tests kill the
+	// process there).
+	step func(string)
+}
+
+// member is a disk of a pool.
+type member struct {
+	disk  disk
+	path  string
+	label label
+	// newest is the slot that holds the committed generation, or -1 when this
+	// member is behind: then spare says which slot to write.
+	newest int
+	spare  int
+}
+
+func (m *member) target() int {
+	if m.newest >= 0 {
+		return 1 - m.newest
+	}
+	return m.spare
+}
+
+// load reads all slots of all members and returns the newest metadata.
+func (s *store) load() (*metadata, error) {
+	states := make([][2]slotState, len(s.members))
+	var best *slotState
+	for i, m := range s.members {
+		for j := range 2 {
+			states[i][j] = readSlot(m.disk, &m.label, j)
+			st := &states[i][j]
+			if st.err == nil {
+				s.last = max(s.last, st.header.Generation)
+				if best == nil || st.header.Generation > best.header.Generation {
+					best = st
+				}
+			} else if !errors.Is(st.err, errEmptySlot) {
+				s.log.Warn("metadata slot does not count", "disk", m.path, "slot", slotName(j), "err", st.err)
+			}
+		}
+	}
+	if best == nil {
+		var errs []error
+		for i, m := range s.members {
+			for j := range 2 {
+				errs = append(errs, fmt.Errorf("%s slot %s: %w", m.path, slotName(j), states[i][j].err))
+			}
+		}
+		return nil, &Error{
+			Kind: ErrDamaged, Message: fmt.Sprintf("pool %s: no member has a valid metadata slot", s.members[0].label.PoolName), Err: errors.Join(errs...),
+			Remedy: "the slots' bodies are text (docs/formats.md): what can be read there can be restored by hand",
+		}
+	}
+	for i, m := range s.members {
+		m.newest, m.spare = -1, 0
+		for j := range 2 {
+			if st := &states[i][j]; st.err == nil && st.header.Generation == best.header.Generation {
+				if st.header.BodyCRC != best.header.BodyCRC {
+					return nil, errf(ErrDamaged, "one of the disks was changed by somebody else or copied back from an old image; leave it out",
+						"pool %s: the members disagree about generation %d (%s)", m.label.PoolName, st.header.Generation, m.path)
+				}
+				m.newest = j
+			} else if st.err == nil {
+				m.spare = 1 - j // keep what is valid
+			}
+		}
+	}
+	return best.meta, nil
+}
+
+// repair brings members that are behind up to the committed metadata.
+func (s *store) repair(meta *metadata) error {
+	body, err := meta.encode()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range s.members {
+		if m.newest >= 0 {
+			continue
+		}
+		if err := m.write(meta.Generation, body); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		s.log.Warn("member was behind and was brought up to date", "disk", m.path, "generation", meta.Generation)
+	}
+	return errors.Join(errs...)
+}
+
+// write puts one generation on one member.
+func (m *member) write(generation uint64, body []byte) error {
+	slot := m.target()
+	if err := writeBody(m.disk, &m.label, slot, body); err != nil {
+		return m.slotError("body", slot, err)
+	}
+	if err := writeHeader(m.disk, &m.label, slot, generation, body, time.Now()); err != nil {
+		return m.slotError("header", slot, err)
+	}
+	m.newest = slot
+	return nil
+}
+
+func (m *member) slotError(what string, slot int, err error) error {
+	return fmt.Errorf("writing the %s of metadata slot %s on %s: %w", what, slotName(slot), m.path, err)
+}
+
+// commit writes meta as a new generation on every member. When it returns nil
+// the new generation is the pool's, also after a crash. When it returns an
+// error the old one is, unless the store is broken.
+//
+// One member whose header was written makes the commit: from then on opening
+// the pool finds the new generation. So a member that fails at its header while
+// another succeeds is only behind.
+func (s *store) commit(meta *metadata) error {
+	if s.broken != nil {
+		return s.broken
+	}
+	if err := meta.check(); err != nil {
+		return fmt.Errorf("refusing to commit inconsistent metadata: %w", err)
+	}
+	meta.Generation = s.last + 1
+	body, err := meta.encode()
+	if err != nil {
+		return fmt.Errorf("encoding the metadata: %w", err)
+	}
+	for _, m := range s.members {
+		if int64(len(body)) > m.label.SlotSize-slotBody {
+			return errTooLarge(len(body), m.label.SlotSize)
+		}
+	}
+	s.last = meta.Generation
+	slots := make([]int, len(s.members))
+	for i, m := range s.members {
+		slots[i] = m.target()
+	}
+	errs := s.each(func(i int, m *member) error { return writeBody(m.disk, &m.label, slots[i], body) })
+	if err := join(errs); err != nil {
+		return fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", slots, errs))
+	}
+	s.at("body")
+	now := time.Now()
+	errs = s.each(func(i int, m *member) error {
+		return writeHeader(m.disk, &m.label, slots[i], meta.Generation, body, now)
+	})
+	written := 0
+	for i, m := range s.members {
+		if errs[i] == nil {
+			m.newest = slots[i]
+			written++
+		}
+	}
+	if written == 0 {
+		return s.takeBack(meta.Generation, slots, s.describe("header", slots, errs))
+	}
+	for i, m := range s.members {
+		if errs[i] != nil {
+			m.newest, m.spare = -1, slots[i]
+			s.log.Error("member is behind: its metadata could not be written", "disk", m.path, "generation", meta.Generation, "err", errs[i])
+		}
+	}
+	s.at("header")
+	return nil
+}
+
+// takeBack undoes a commit whose headers all failed: a failed write may still
+// have reached the disk.
+func (s *store) takeBack(generation uint64, slots []int, cause error) error {
+	errs := s.each(func(i int, m *member) error { return wipeHeader(m.disk, &m.label, slots[i]) })
+	if err := join(errs); err != nil {
+		s.broken = &Error{
+			Kind: ErrDamaged, Message: fmt.Sprintf("it is unknown whether generation %d of the metadata is on the disks", generation), Err: errors.Join(cause, err),
+			Remedy: "mend the disks and open the pool again; it is not changed until then",
+		}
+		return s.broken
+	}
+	return fmt.Errorf("committing generation %d, nothing has changed: %w", generation, cause)
+}
+
+// each does something on all members at once.
+func (s *store) each(do func(i int, m *member) error) []error {
+	errs := make([]error, len(s.members))
+	if len(s.members) == 1 {
+		errs[0] = do(0, s.members[0])
+		return errs
+	}
+	var all sync.WaitGroup
+	for i, m := range s.members {
+		all.Go(func() { errs[i] = do(i, m) })
+	}
+	all.Wait()
+	return errs
+}
+
+func (s *store) describe(what string, slots []int, errs []error) error {
+	var out []error
+	for i, err := range errs {
+		if err != nil {
+			out = append(out, s.members[i].slotError(what, slots[i], err))
+		}
+	}
+	return errors.Join(out...)
+}
+
+func (s *store) at(step string) {
+	if s.step != nil {
+		s.step(step)
+	}
+}
+
+func join(errs []error) error { return errors.Join(errs...) }
+
+func slotName(i int) string { return string(rune('A' + i)) }
