@@ -84,8 +84,8 @@ func (e *DamagedError) Error() string {
 	for _, r := range e.Ranges {
 		bytes += r.Length
 	}
-	fmt.Fprintf(&b, "%s volume %s of backup %s: %v: %d bytes in %d ranges can't be read back",
-		e.Op, e.Volume, e.Backup, ErrDamaged, bytes, len(e.Ranges))
+	fmt.Fprintf(&b, "%s volume %s of backup %s: %v: %d bytes can't be read back",
+		e.Op, e.Volume, e.Backup, ErrDamaged, bytes)
 	for i, r := range e.Ranges {
 		if i == damagedShown {
 			fmt.Fprintf(&b, "\n  and %d more", len(e.Ranges)-i)

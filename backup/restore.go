@@ -88,7 +88,7 @@ func (b Backup) volume(op, want string) (BackupVolume, error) {
 }
 
 func checkSize(op string, v BackupVolume, target *device.File, allowLarger bool) error {
-	e := &Error{Kind: ErrSize, Op: op, Object: target.Path(),
+	e := &Error{Kind: ErrSize, Op: op,
 		Detail: fmt.Sprintf("it has %d bytes, the volume %d", target.Size(), v.Size)}
 	switch {
 	case target.Size() < v.Size:

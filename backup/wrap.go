@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -57,7 +58,10 @@ func wrapSource(op, path string, err error) error {
 
 // wrapTarget is wrap for the device or file that a restore writes.
 func wrapTarget(op, path string, err error) error {
-	e := &Error{Kind: ErrTarget, Op: op, Object: path, Err: err}
+	e := &Error{Kind: ErrTarget, Op: op, Err: err}
+	if !strings.HasSuffix(op, path) {
+		e.Object = path
+	}
 	switch {
 	case errors.Is(err, device.ErrInUse):
 		e.Kind, e.Remedy = ErrInUse, "unmount it, or end what holds it; nothing was written"
