@@ -111,7 +111,8 @@ type CreateOptions struct {
 	Step    string
 	Reuse   Reuse
 	// Parallel is the number of workers that read, hash and compress. Default
-	// the number of CPUs plus two, at most 16. Memory is about 4 MiB each.
+	// the number of CPUs plus two, at most 16. Memory is about four chunks, and
+	// at least 4 MiB, for each.
 	Parallel int
 	// Progress is called from one goroutine at a time, at most four times a
 	// second and once at the end. It must not block for long.
