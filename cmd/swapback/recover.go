@@ -139,9 +139,9 @@ func ontoNames(onto map[string]string) []string {
 func (a *app) writeRecover(w io.Writer, r hostagent.RecoverResult) {
 	for _, v := range r.Volumes {
 		fmt.Fprintf(w, "%s is back to backup %s of %s\n", v.Volume, r.Backup, a.time(r.Created))
-		fmt.Fprintf(w, "  what failed is %s", v.Spare)
+		fmt.Fprintf(w, "  what failed is %s now", v.Spare)
 		if v.Quarantined {
-			fmt.Fprint(w, " now, read-only and in quarantine")
+			fmt.Fprint(w, ", read-only and in quarantine")
 		}
 		fmt.Fprintln(w)
 	}
