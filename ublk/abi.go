@@ -114,6 +114,7 @@ const paramsLen = 76
 // Control commands: _IOR or _IOWR('u', nr, struct ublksrv_ctrl_cmd).
 const (
 	cmdGetQueueAffinity  = 0x80207501
+	cmdGetDevInfo        = 0x80207502
 	cmdAddDev            = 0xc0207504
 	cmdDelDev            = 0xc0207505
 	cmdStartDev          = 0xc0207506

@@ -77,6 +77,7 @@ func TestCommandNumbers(t *testing.T) {
 		got, want uint32
 	}{
 		{"GET_QUEUE_AFFINITY", cmdGetQueueAffinity, ioc(read, 0x01, ctrl)},
+		{"GET_DEV_INFO", cmdGetDevInfo, ioc(read, 0x02, ctrl)},
 		{"ADD_DEV", cmdAddDev, ioc(read|write, 0x04, ctrl)},
 		{"DEL_DEV", cmdDelDev, ioc(read|write, 0x05, ctrl)},
 		{"START_DEV", cmdStartDev, ioc(read|write, 0x06, ctrl)},

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // DefaultCommandTimeout bounds one control command. It is longer than the 31
@@ -92,18 +94,24 @@ func (c *Control) Features(ctx context.Context) (Features, error) {
 	return *(*Features)(unsafe.Pointer(&buf[0])), nil
 }
 
-// Info of one device (GET_DEV_INFO2); ErrNoDevice.
+// Info of one device (GET_DEV_INFO); ErrNoDevice.
 func (c *Control) Info(ctx context.Context, id int) (Info, error) {
-	// The answer follows the path in the buffer: INFO2 lets the owner of an
-	// unprivileged device ask, and proves that by the char device it names.
-	path := charPath(id) + "\x00"
-	buf := make([]byte, len(path)+int(unsafe.Sizeof(devInfo{})))
-	copy(buf, path)
-	cmd := ctrlCmd{DevPathLen: uint16(len(path))}
-	if err := c.do(ctx, "GET_DEV_INFO2", cmdGetDevInfo2, id, cmd, buf); err != nil {
+	buf := make([]byte, unsafe.Sizeof(devInfo{}))
+	answer := buf
+	err := c.do(ctx, "GET_DEV_INFO", cmdGetDevInfo, id, ctrlCmd{}, buf)
+	if errors.Is(err, unix.EINVAL) {
+		// An unprivileged device: whoever asks has to name its char device, in
+		// front of the answer (GET_DEV_INFO2). The other way does not serve for
+		// all, because the node goes before the device does.
+		path := charPath(id) + "\x00"
+		buf = append([]byte(path), make([]byte, len(answer))...)
+		answer = buf[len(path):]
+		err = c.do(ctx, "GET_DEV_INFO2", cmdGetDevInfo2, id, ctrlCmd{DevPathLen: uint16(len(path))}, buf)
+	}
+	if err != nil {
 		return Info{}, err
 	}
-	info, err := decodeInfo(buf[len(path):])
+	info, err := decodeInfo(answer)
 	if err != nil {
 		return Info{}, fmt.Errorf("ublk: device %d: %w", id, err)
 	}
@@ -120,7 +128,7 @@ func (c *Control) List(ctx context.Context) ([]Info, error) {
 	var infos []Info
 	for _, id := range ids {
 		info, err := c.Info(ctx, id)
-		if errors.Is(err, ErrNoDevice) || errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, ErrNoDevice) {
 			continue // gone since
 		}
 		if err != nil {
@@ -217,7 +225,7 @@ func (c *Control) delDev(ctx context.Context, id int) error {
 	defer cancel()
 	for {
 		_, err := c.Info(ctx, id)
-		if errors.Is(err, ErrNoDevice) || errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, ErrNoDevice) {
 			return nil
 		}
 		if err != nil && ctx.Err() == nil {

@@ -2,5 +2,30 @@
 
 package uring
 
+import "testing"
+
 // inTestMachine: io_uring is there, and its absence a failure.
 const inTestMachine = true
+
+// The host's tests once more, on the kernels that count.
+func TestRingsInTheMachine(t *testing.T) {
+	for name, test := range map[string]func(*testing.T){
+		"nop":       TestNopRoundTripsManyTimesAroundTheRing,
+		"full ring": TestFullRingGivesNoEntry,
+		"fixed":     TestFixedFilesAndBuffers,
+		"eventfd":   TestEventfdWakesAWaitingRing,
+		"timeout":   TestEnterTimeout,
+		"msg ring":  TestMsgRing,
+		"wide":      TestWideEntries,
+		"no allocs": TestHotPathDoesNotAllocate,
+	} {
+		t.Run(name, test)
+	}
+}
+
+func TestQueueRingsAreDeferred(t *testing.T) {
+	r := newRing(t, 8)
+	if want := SetupSingleIssuer | SetupDeferTaskrun | SetupCoopTaskrun; r.Flags()&want != want {
+		t.Errorf("flags %#x: this kernel should have given %#x", r.Flags(), want)
+	}
+}
