@@ -1,0 +1,113 @@
+package hostagent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/backup"
+)
+
+// BackupOptions says what to back up.
+type BackupOptions struct {
+	Service api.Service
+	Repo    *backup.Repository
+	// Volumes of one pool, by NAME, POOL/NAME or UUID. They become one backup
+	// of one instant.
+	Volumes []string
+	// COWSize bounds, in bytes per volume, how much may be overwritten while
+	// the backup is read. 0 leaves it to the daemon.
+	COWSize int64
+	Comment string
+	Tags    []string
+	Job     string
+	Step    string
+	// Progress may be nil, see [backup.CreateOptions].
+	Progress func(backup.Progress)
+	Logger   *slog.Logger
+}
+
+// Backup writes back what the volumes' filesystems keep in memory, takes one
+// instant of all volumes, reads it into the repository, and records the backup
+// with each position. When it returns an error there is no backup. The volumes
+// may be used meanwhile; they can be swapped again when Backup has returned.
+func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
+	log := logger(o.Logger)
+	volumes, err := lookup(ctx, o.Service, o.Volumes)
+	if err != nil {
+		return b, fmt.Errorf("back up: %w", err)
+	}
+	for _, v := range volumes {
+		if v.Device == "" {
+			continue
+		}
+		if err := flush(ctx, v.Device); err != nil {
+			return b, fmt.Errorf("back up volume %s: %w", full(v), err)
+		}
+	}
+	snap, end, err := o.Service.OpenSnapshot(ctx, api.SnapshotRequest{Volumes: ids(volumes), COWSize: o.COWSize})
+	if err != nil {
+		return b, fmt.Errorf("back up %s: %w", list(volumes), err)
+	}
+	b, err = o.Repo.Create(ctx, sources(snap), backup.CreateOptions{
+		At: snap.Time, Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step,
+		Progress: o.Progress, Logger: o.Logger,
+	})
+	// The snapshot goes in any case, also when ctx is over.
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
+	if ferr := endSnapshot(after, o.Service, volumes, end); ferr != nil {
+		// The backup is whole all the same, and what is left over ends with
+		// the connection or the daemon.
+		log.Warn("snapshot of a backup is not gone yet", "volumes", list(volumes), "err", ferr)
+	}
+	if err != nil {
+		return backup.Backup{}, fmt.Errorf("back up %s: %w", list(volumes), err)
+	}
+	for _, s := range snap.Volumes {
+		_, err := o.Service.SetDescendsFrom(after, s.Volume.UUID, api.DescendsRequest{Backup: b.ID, Generation: s.Volume.Position.Generation})
+		switch {
+		case err == nil:
+		case api.CodeOf(err) == api.CodeGeneration:
+			log.Info("volume was swapped while it was backed up; its new content does not descend from the backup", "volume", full(s.Volume), "backup", b.ID)
+		default:
+			log.Warn("backup not recorded with its volume", "volume", full(s.Volume), "backup", b.ID, "err", err)
+		}
+	}
+	return b, nil
+}
+
+// settleTime bounds what is done after the work proper, such as cleaning up,
+// when the caller's context may be over already.
+const settleTime = 30 * time.Second
+
+// endSnapshot ends a snapshot and waits until the daemon has removed it: a
+// volume with a snapshot can't be swapped. Over a socket the snapshot goes with
+// its connection, some time after the call that ends it.
+func endSnapshot(ctx context.Context, svc api.Service, volumes []api.Volume, end func(context.Context) error) error {
+	if err := end(ctx); err != nil {
+		return err
+	}
+	return poll(ctx, func() (bool, error) {
+		for _, v := range volumes {
+			now, err := svc.Volume(ctx, v.UUID)
+			if err != nil || now.Snapshot {
+				return false, err
+			}
+		}
+		return true, nil
+	})
+}
+
+func sources(snap api.Snapshot) []backup.Source {
+	list := make([]backup.Source, len(snap.Volumes))
+	for i, s := range snap.Volumes {
+		list[i] = backup.Source{Path: s.Device, Volume: backup.VolumeRef{
+			Pool: s.Volume.Pool, Name: s.Volume.Name, UUID: s.Volume.UUID, Size: s.Volume.Size,
+			Generation: s.Volume.Position.Generation, PositionID: s.Volume.Position.ID,
+		}}
+	}
+	return list
+}

@@ -1,0 +1,205 @@
+package hostagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/backup"
+)
+
+// RestoreOptions says what to bring back onto which volume.
+type RestoreOptions struct {
+	Service api.Service
+	Repo    *backup.Repository
+	// Backup is an id, a unique beginning of one, or "latest".
+	Backup string
+	// Volume is the target, whose content is lost.
+	Volume string
+	// From names the volume in the backup. Empty means the backup's only
+	// volume, or the one with the target's UUID, or else its name.
+	From string
+	// Overwrite allows a target that is not an unused volume, see the package
+	// documentation. A target that is held or in quarantine is refused anyway.
+	Overwrite bool
+	// VerifyAfter reads the target back from the disk and compares.
+	VerifyAfter bool
+	Progress    func(backup.Progress)
+	Logger      *slog.Logger
+}
+
+// Restore brings a volume of a backup back onto a volume. A target without a
+// block device gets one for the time of the restore. The device is held
+// exclusively meanwhile. When Restore fails half-way the target's content is
+// neither the old nor the new one, and the error says so.
+func Restore(ctx context.Context, o RestoreOptions) (backup.RestoreResult, error) {
+	var none backup.RestoreResult
+	target, err := o.Service.Volume(ctx, o.Volume)
+	if err != nil {
+		return none, fmt.Errorf("restore: %w", err)
+	}
+	b, err := o.Repo.Get(ctx, o.Backup)
+	if err != nil {
+		return none, fmt.Errorf("restore onto volume %s: %w", full(target), err)
+	}
+	from, err := imageFor(b, target, o.From)
+	if err != nil {
+		return none, err
+	}
+	if from.Size != target.Size {
+		return none, &api.Error{
+			Code:    api.CodeInvalid,
+			Message: fmt.Sprintf("restore onto volume %s: it has %d bytes, volume %s in backup %s has %d", full(target), target.Size, from.Name, b.ID, from.Size),
+			Remedy:  fmt.Sprintf("name a volume of %d bytes, or create one", from.Size),
+		}
+	}
+	if err := checkTarget(ctx, o.Service, target); err != nil {
+		return none, err
+	}
+	if !o.Overwrite && !isSpareOf(target.Name, from.Name) {
+		return none, &api.Error{
+			Code:    api.CodeInvalid,
+			Message: fmt.Sprintf("restore onto volume %s: what it holds would be lost", full(target)),
+			Remedy:  fmt.Sprintf("name a volume called %s…, or say that it may be overwritten", spareName(from.Name)),
+		}
+	}
+	attached := target.Device != ""
+	result, err := restoreOnto(ctx, &target, b, from, o)
+	if !attached && target.Device != "" {
+		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+		defer cancel()
+		if _, derr := o.Service.Detach(after, target.UUID); derr != nil {
+			logger(o.Logger).Warn("volume stays attached after the restore", "volume", full(target), "err", derr)
+		}
+	}
+	return result, err
+}
+
+// restoreOnto attaches the target when need be (target then says so), writes the
+// image onto it and records the backup with the target's position.
+func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from backup.BackupVolume, o RestoreOptions) (backup.RestoreResult, error) {
+	var none backup.RestoreResult
+	if target.Device == "" {
+		v, err := o.Service.Attach(ctx, target.UUID, api.AttachRequest{})
+		if err != nil {
+			return none, fmt.Errorf("restore onto volume %s: %w", full(*target), err)
+		}
+		*target = v
+	}
+	result, err := o.Repo.Restore(ctx, backup.RestoreOptions{
+		Backup: b.ID, Volume: imageName(b, from), Target: target.Device,
+		// A volume that grew after the backup gets the image it had then; its
+		// tail reads as zeroes.
+		AllowLarger:  from.Size < target.Size,
+		StopAtDamage: true,
+		VerifyAfter:  o.VerifyAfter, Progress: o.Progress, Logger: o.Logger,
+	})
+	if err != nil {
+		err = fmt.Errorf("restore backup %s onto volume %s: %w", b.ID, full(*target), err)
+		if !errors.Is(err, backup.ErrInUse) {
+			err = fmt.Errorf("%w\n  volume %s holds an incomplete image now", err, full(*target))
+		}
+		return result, err
+	}
+	v, err := o.Service.SetDescendsFrom(ctx, target.UUID, api.DescendsRequest{Backup: b.ID, Generation: target.Position.Generation})
+	if err != nil {
+		return result, fmt.Errorf("restore backup %s onto volume %s: the content is back but not recorded: %w", b.ID, full(*target), err)
+	}
+	*target = v
+	return result, nil
+}
+
+// checkTarget refuses a volume that must not be written to.
+func checkTarget(ctx context.Context, svc api.Service, v api.Volume) error {
+	if q := v.Position.Quarantine; q != nil {
+		return &api.Error{
+			Code:    api.CodeQuarantined,
+			Message: fmt.Sprintf("volume %s is in quarantine: %s", full(v), q.Reason),
+			Remedy:  "it is evidence of a failure; release it first (swapback volume release), or use another volume",
+		}
+	}
+	if v.ReadOnly {
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is read-only", full(v)), Remedy: "detach it and attach it writable, or use another volume"}
+	}
+	switch v.State {
+	case api.StateBusy:
+		return &api.Error{Code: api.CodeBusy, Message: fmt.Sprintf("volume %s is busy: a swap is under way", full(v)), Remedy: "try again when it has ended"}
+	case api.StateFailed:
+		return &api.Error{Code: api.CodeInternal, Message: fmt.Sprintf("volume %s should be served but is not: %s", full(v), v.Error), Remedy: "attach it again, or use another volume"}
+	}
+	if v.Snapshot {
+		return &api.Error{Code: api.CodeBusy, Message: fmt.Sprintf("volume %s is being backed up", full(v)), Remedy: "try again when the backup has ended"}
+	}
+	return refuseHolders(ctx, svc, v)
+}
+
+// refuseHolders returns an error that names everybody who holds the volume.
+func refuseHolders(ctx context.Context, svc api.Service, v api.Volume) error {
+	held, err := svc.Holders(ctx, v.UUID)
+	if err != nil {
+		return fmt.Errorf("who holds volume %s: %w", full(v), err)
+	}
+	if len(held) == 0 {
+		return nil
+	}
+	return &api.Error{
+		Code: api.CodeInUse, Message: fmt.Sprintf("volume %s is in use", full(v)), Holders: held,
+		Remedy: "unmount or stop what is named above",
+	}
+}
+
+// imageFor finds the volume of a backup that belongs to a volume.
+func imageFor(b backup.Backup, v api.Volume, from string) (backup.BackupVolume, error) {
+	var hits []backup.BackupVolume
+	for _, match := range []func(backup.BackupVolume) bool{
+		func(i backup.BackupVolume) bool { return from == "" && i.UUID != "" && i.UUID == v.UUID },
+		func(i backup.BackupVolume) bool { return from == "" && i.Pool == v.Pool && i.Name == v.Name },
+		func(i backup.BackupVolume) bool { return from == "" && len(b.Volumes) == 1 },
+		func(i backup.BackupVolume) bool {
+			return from != "" && (from == i.UUID || from == i.Name || from == i.Pool+"/"+i.Name)
+		},
+	} {
+		for _, i := range b.Volumes {
+			if match(i) {
+				hits = append(hits, i)
+			}
+		}
+		if len(hits) > 0 {
+			break
+		}
+	}
+	if len(hits) == 1 {
+		return hits[0], nil
+	}
+	var names []string
+	for _, i := range b.Volumes {
+		names = append(names, i.Pool+"/"+i.Name)
+	}
+	want := from
+	if want == "" {
+		want = full(v)
+	}
+	what := "has no volume"
+	if len(hits) > 1 {
+		what = "has more than one volume"
+	}
+	return backup.BackupVolume{}, &api.Error{
+		Code:    api.CodeNotFound,
+		Message: fmt.Sprintf("backup %s %s %s", b.ID, what, want),
+		Remedy:  "it holds " + strings.Join(names, ", "),
+	}
+}
+
+// imageName is how the repository finds exactly this volume of the backup.
+func imageName(b backup.Backup, i backup.BackupVolume) string {
+	switch {
+	case i.UUID != "":
+		return i.UUID
+	case i.Pool != "":
+		return i.Pool + "/" + i.Name
+	}
+	return i.Name
+}

@@ -1,0 +1,174 @@
+package hostagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/swapback/swapback/api"
+)
+
+const (
+	// busyTime bounds the wait for another operation on a volume to end.
+	busyTime = 30 * time.Second
+	// answerTime bounds the wait for a daemon that went away in the middle of a
+	// swap. A restarted daemon adopts its devices within seconds.
+	answerTime = 2 * time.Minute
+)
+
+// unknownError: nobody could say whether the swap happened.
+type unknownError struct{ swap, look error }
+
+func (e *unknownError) Error() string {
+	return fmt.Sprintf("the swap's answer was lost (%v), and whether it happened could not be found out: %v", e.swap, e.look)
+}
+
+func (e *unknownError) Unwrap() []error { return []error{e.swap, e.look} }
+
+// swap exchanges all pairs in one request.
+func (r *recovery) swap(ctx context.Context) error {
+	req := api.SwapRequest{Busy: r.o.Busy, HoldFor: r.o.HoldFor.Seconds(), AllowHolders: r.o.AllowHolders}
+	for i, v := range r.volumes {
+		s := r.spares[i].Volume
+		req.Pairs = append(req.Pairs, api.SwapPair{
+			A: v.UUID, B: s.UUID, ExpectA: v.Position.Generation, ExpectB: s.Position.Generation,
+		})
+	}
+	wait, cancel := context.WithTimeout(ctx, busyTime)
+	defer cancel()
+	var result api.SwapResult
+	err := poll(wait, func() (bool, error) {
+		var err error
+		result, err = r.o.Service.Swap(ctx, req)
+		// Another operation on one of the volumes, a snapshot that is just
+		// being removed for instance, passes.
+		if api.CodeOf(err) == api.CodeBusy && wait.Err() == nil {
+			r.log.Debug("volumes are busy, trying the swap again", "err", err)
+			return false, nil
+		}
+		return true, err
+	})
+	if err == nil {
+		r.result.Swap = result
+		if result.Warning != "" {
+			r.warn("%s", result.Warning)
+		}
+		return nil
+	}
+	return r.settle(ctx, err)
+}
+
+// settle finds out whether a swap that came back with an error happened. An
+// answer of the daemon and a lost answer are treated the same: the positions
+// are the truth. Nil means that it did happen.
+func (r *recovery) settle(ctx context.Context, cause error) error {
+	// The caller may have given up; what the volumes show matters still.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+	defer cancel()
+	var swapped bool
+	var last error
+	err := poll(ctx, func() (bool, error) {
+		swapped, last = r.swapped(ctx)
+		if last == nil {
+			return true, nil
+		}
+		if answered(last) {
+			return true, last
+		}
+		return false, nil
+	})
+	if err != nil {
+		return &unknownError{cause, errors.Join(last, err)}
+	}
+	if !swapped {
+		return cause
+	}
+	r.warn("the volumes are swapped, but the answer to the request was lost: %v", cause)
+	return nil
+}
+
+// swapped compares what the volumes show with what they showed before. In one
+// commit all pairs change or none, so anything else is somebody else's doing.
+func (r *recovery) swapped(ctx context.Context) (bool, error) {
+	good, failed := 0, 0
+	for i, v := range r.volumes {
+		now, err := r.o.Service.Volume(ctx, v.UUID)
+		if err != nil {
+			return false, err
+		}
+		if now.State == api.StateBusy {
+			return false, errStillBusy
+		}
+		switch now.Position.ID {
+		case r.result.Volumes[i].GoodPosition:
+			good++
+		case v.Position.ID:
+			failed++
+		}
+	}
+	switch len(r.volumes) {
+	case good:
+		// Not known without the answer: how long it took, and whether the
+		// page cache was proven to agree with the disk.
+		r.result.Swap = api.SwapResult{Busy: r.o.Busy}
+		for i, v := range r.volumes {
+			r.result.Swap.Pairs = append(r.result.Swap.Pairs, api.SwappedPair{A: full(v), B: r.result.Volumes[i].Spare})
+		}
+		return true, nil
+	case failed:
+		return false, nil
+	}
+	return false, &api.Error{Code: api.CodeGeneration, Message: "the volumes show neither what they showed before nor what was restored: somebody else swapped them"}
+}
+
+var errStillBusy = errors.New("the volumes are busy still")
+
+// answered tells an answer of the daemon from silence.
+func answered(err error) bool {
+	var e *api.Error
+	return errors.As(err, &e) && e.Code != api.CodeUnavailable && e.Code != api.CodeBusy
+}
+
+// quarantine labels the failed data. The volumes are back by now, so what goes
+// wrong here is a warning.
+func (r *recovery) quarantine(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+	defer cancel()
+	for i, s := range r.spares {
+		v := &r.result.Volumes[i]
+		req := api.QuarantineRequest{Quarantine: api.Quarantine{
+			Reason: r.reason(), Time: time.Now().UTC(), Volume: v.Volume,
+			Job: r.o.Job, Step: r.o.Step, ExitCode: r.o.ExitCode, Backup: r.backup.ID,
+		}}
+		var last error
+		err := poll(ctx, func() (bool, error) {
+			now, err := r.o.Service.Volume(ctx, s.Volume.UUID)
+			if err == nil {
+				if now.Position.ID != v.FailedPosition {
+					return true, errors.New("it does not show the failed data any more")
+				}
+				req.Generation = now.Position.Generation
+				_, err = r.o.Service.Quarantine(ctx, s.Volume.UUID, req)
+			}
+			if last = err; err == nil || answered(err) {
+				return true, err
+			}
+			return false, nil
+		})
+		if err != nil {
+			r.warn("the failed data of %s is under the name %s, but could not be put in quarantine (do it with: swapback volume quarantine %s): %v",
+				v.Volume, v.Spare, v.Spare, errors.Join(last, err))
+			continue
+		}
+		v.Quarantined = true
+	}
+	return nil
+}
+
+func (r *recovery) reason() string {
+	if r.o.Reason != "" {
+		return r.o.Reason
+	}
+	return "replaced by backup " + r.backup.ID
+}
