@@ -10,10 +10,8 @@ import (
 	"github.com/swapback/swapback/dmswap/dm"
 )
 
-// removePatience is how long a device that is open is waited for: udev opens
-// devices for a moment to probe them.
 const (
-	removePatience = time.Second
+	removePatience = time.Second // for Pool.patience
 	removeStep     = 50 * time.Millisecond
 )
 
@@ -230,7 +228,7 @@ func (p *Pool) createDevice(ctx context.Context, name string, ref dm.Ref, table 
 
 // removeDevice removes a device, and waits a moment for one that is open.
 func (p *Pool) removeDevice(ctx context.Context, ref dm.Ref) error {
-	deadline := time.Now().Add(removePatience)
+	deadline := time.Now().Add(p.patience)
 	for {
 		err := p.kernel.Remove(ref, false)
 		switch {

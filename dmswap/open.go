@@ -171,7 +171,7 @@ func openPool(ctx context.Context, k kernel, disks []memberDisk, labels []label,
 		return nil, &Error{Kind: ErrDamaged, Message: fmt.Sprintf("pool %s: a member is behind and could not be brought up to date", name), Err: err}
 	}
 	p := &Pool{
-		name: name, uuid: meta.Pool.UUID, log: log, kernel: k, disks: disks, sizes: sizes, dropCache: drop,
+		name: name, uuid: meta.Pool.UUID, log: log, kernel: k, disks: disks, sizes: sizes, dropCache: drop, patience: removePatience,
 		place: placement{extentSize: meta.Pool.ExtentSize, members: meta.Members, devices: devices},
 		store: s, meta: meta,
 		devices: map[UUID]string{}, busy: map[UUID]string{}, pending: map[string][]Segment{},

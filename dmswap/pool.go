@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
 )
@@ -46,6 +47,9 @@ type Pool struct {
 	disks  []memberDisk
 	sizes  []int64 // of the disks, bytes
 
+	// patience is how long a device that is open is waited for before it is
+	// called in use: udev opens devices for a moment to probe them.
+	patience time.Duration
 	// dropCache drops the page cache of a device of the kernel.
 	dropCache func(path string) error
 	// hook, if not nil, is called at the named points of an operation. Tests
