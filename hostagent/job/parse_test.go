@@ -1,0 +1,166 @@
+package job
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares with a file beside the tests.
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s differs (-want +got):\n%s", path, diff)
+	}
+}
+
+func each(t *testing.T, pattern string, f func(t *testing.T, path string, text []byte)) {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no files at %s: %v", pattern, err)
+	}
+	for _, path := range paths {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(t, path, text)
+		})
+	}
+}
+
+func TestGood(t *testing.T) {
+	each(t, "testdata/good/*.yaml", func(t *testing.T, path string, text []byte) {
+		j, err := Parse("job.yaml", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.MarshalIndent(j, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, strings.TrimSuffix(path, ".yaml")+".json", string(b)+"\n")
+	})
+}
+
+func TestBad(t *testing.T) {
+	each(t, "testdata/bad/*.yaml", func(t *testing.T, path string, text []byte) {
+		_, err := Parse("job.yaml", text)
+		var e *Error
+		if !errors.As(err, &e) {
+			t.Fatalf("got %v, want an *Error", err)
+		}
+		golden(t, strings.TrimSuffix(path, ".yaml")+".txt", err.Error()+"\n")
+	})
+}
+
+func TestExample(t *testing.T) {
+	j, err := Parse("example.yaml", []byte(Example))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j.Steps[0].Timeout != 30*time.Minute || !j.Steps[0].SavePoint || j.Steps[1].Recover[0] != "ledger" || j.KeepBackups != 5 {
+		t.Errorf("the example reads as %+v", j)
+	}
+	// The example claims to show every key.
+	for _, key := range []string{
+		"name", "repository", "volumes", "steps", "on_failure", "keep_backups", "logs", "mount", "fstype",
+		"options", "spare", "run", "user", "env", "workdir", "timeout", "save_point", "retries", "recover",
+	} {
+		if !strings.Contains(Example, key+":") {
+			t.Errorf("the example does not show %q", key)
+		}
+	}
+}
+
+func TestCommandArgs(t *testing.T) {
+	shell := Command{Shell: "a; b"}.Args()
+	if !slices.Equal(shell, []string{"/bin/sh", "-e", "-c", "a; b"}) {
+		t.Errorf("script: %q", shell)
+	}
+	if got := (Command{Argv: []string{"x", "y"}}).Args(); !slices.Equal(got, []string{"x", "y"}) {
+		t.Errorf("program: %q", got)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	big := filepath.Join(t.TempDir(), "big.yaml")
+	if err := os.WriteFile(big, []byte("# "+strings.Repeat("x", maxFile)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var e *Error
+	if _, err := Load(big); !errors.As(err, &e) {
+		t.Errorf("a large file: %v", err)
+	}
+	if _, err := Load("testdata/good/small.yaml"); err != nil {
+		t.Error(err)
+	}
+}
+
+// FuzzParse: whatever the text, Parse returns, with a job that keeps its
+// promises or with mistakes that lie in the file.
+func FuzzParse(f *testing.F) {
+	paths, err := filepath.Glob("testdata/*/*.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, path := range append(paths, "testdata/example.yaml") {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		j, err := Parse("f", text)
+		if err != nil {
+			var e *Error
+			if !errors.As(err, &e) || len(e.Mistakes) == 0 {
+				t.Fatalf("an error without mistakes: %v", err)
+			}
+			return
+		}
+		if j.Name == "" || j.Repository == "" || len(j.Volumes) == 0 || len(j.Steps) == 0 {
+			t.Fatalf("parts are missing: %+v", j)
+		}
+		saved := false
+		for _, s := range j.Steps {
+			saved = saved || s.SavePoint
+			if s.Name == "" || len(s.Run.Args()) == 0 || len(s.Recover) == 0 || s.Timeout < 0 {
+				t.Fatalf("a step is not whole: %+v", s)
+			}
+			if s.Retries > 0 && !saved {
+				t.Fatalf("retries without a save point: %+v", s)
+			}
+			for _, name := range s.Recover {
+				if !slices.Contains(j.VolumeNames(), name) {
+					t.Fatalf("recovers %q, which is no volume", name)
+				}
+			}
+		}
+	})
+}
