@@ -152,6 +152,7 @@ func TestOutput(t *testing.T) {
 		{name: "swap-in-use-json", line: "swap db db-spare --json", code: exitInUse, with: inUse},
 		{name: "unknown-volume", line: "volume show dv", code: exitNotFound},
 		{name: "unknown-volume-json", line: "volume show dv --json", code: exitNotFound},
+		{name: "unknown-volume-far", line: "volume show elephant", code: exitNotFound},
 		{name: "unknown-pool", line: "pool show rank", code: exitNotFound},
 		{name: "unknown-command", line: "volume sohw db", code: exitUsage},
 		{name: "volume-delete-unconfirmed", line: "volume delete db log", code: exitUsage},

@@ -129,7 +129,7 @@ func (f *fakeService) Volume(_ context.Context, name string) (api.Volume, error)
 			return v, nil
 		}
 	}
-	return api.Volume{}, &api.Error{Code: api.CodeNotFound, Message: "no volume " + name}
+	return api.Volume{}, &api.Error{Code: api.CodeNotFound, Message: "no volume " + name, Remedy: "swapback volume list shows all"}
 }
 
 // change records a request and answers with the volume it is about.

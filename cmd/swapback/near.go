@@ -42,23 +42,28 @@ func (a *app) nearPools(ctx context.Context, c *api.Client, err error, name stri
 	return suggest(err, []string{name}, known, "swapback pool list shows them all")
 }
 
-// suggest puts known names near the unknown ones into the error's remedy,
-// unless who made the error knew what to do already.
+// suggest puts known names near the unknown ones into the error's remedy. A name
+// that somebody may have meant helps more than the general remedy that the error
+// may have already.
 func suggest(err error, names, known []string, otherwise string) error {
 	var ae *api.Error
-	if !errors.As(err, &ae) || ae.Remedy != "" {
+	if !errors.As(err, &ae) {
 		return err
 	}
-	e := *ae
-	e.Remedy = otherwise
 	var found []string
 	for _, name := range names {
 		if !slices.Contains(known, name) {
 			found = append(found, near(name, known)...)
 		}
 	}
-	if len(found) > 0 {
+	e := *ae
+	switch {
+	case len(found) > 0:
 		e.Remedy = "did you mean " + strings.Join(found, " or ") + "?"
+	case ae.Remedy != "":
+		return err
+	default:
+		e.Remedy = otherwise
 	}
 	return &e
 }
