@@ -110,8 +110,8 @@ func (c *Controller) find(ref string) (target, error) {
 	return target{}, e
 }
 
-// claim looks volumes up and claims them for one operation. The returned
-// function gives them free; it is to be called exactly once. The information
+// claim looks volumes up and claims them, each named once, for one operation.
+// The returned function gives them free; it is to be called exactly once. The information
 // in the targets is read after the claim, so nobody changes it meanwhile.
 func (c *Controller) claim(operation string, refs ...string) ([]target, func(), error) {
 	list := make([]target, len(refs))
@@ -119,6 +119,11 @@ func (c *Controller) claim(operation string, refs ...string) ([]target, func(), 
 		t, err := c.find(ref)
 		if err != nil {
 			return nil, nil, err
+		}
+		for _, other := range list[:i] {
+			if other.uuid() == t.uuid() {
+				return nil, nil, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is named twice", t)}
+			}
 		}
 		list[i] = t
 	}

@@ -265,8 +265,8 @@ func (c *Controller) markQuarantine(id int, quarantined bool) error {
 }
 
 // setBlockReadOnly sets the kernel's read-only flag of a block device (BLKROSET,
-// linux/fs.h): it keeps writers from opening it. Those that have it open are
-// stopped by the server, see [ublk.Device.SetReadOnly].
+// linux/fs.h): write(2) and mounts for writing are refused. What comes another
+// way is stopped by the server, see [ublk.Device.SetReadOnly].
 func setBlockReadOnly(path string, readOnly bool) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,9 +15,6 @@ import (
 // that no write of one volume that follows a write of another is in the
 // snapshot without the one it follows.
 func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) (api.Snapshot, func(context.Context) error, error) {
-	if err := noDuplicates(req.Volumes); err != nil {
-		return api.Snapshot{}, nil, err
-	}
 	targets, release, err := c.claim("taking a snapshot", req.Volumes...)
 	if err != nil {
 		return api.Snapshot{}, nil, err
@@ -53,14 +49,4 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 		return errors.Join(errs...)
 	}
 	return snap, end, nil
-}
-
-func noDuplicates(refs []string) error {
-	sorted := slices.Sorted(slices.Values(refs))
-	for i := 1; i < len(sorted); i++ {
-		if sorted[i] == sorted[i-1] {
-			return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %q is named twice", sorted[i])}
-		}
-	}
-	return nil
 }

@@ -183,15 +183,6 @@ func TestSwapRequestsAreChecked(t *testing.T) {
 	}
 }
 
-func TestNoDuplicates(t *testing.T) {
-	if err := noDuplicates([]string{"b", "a", "c"}); err != nil {
-		t.Error(err)
-	}
-	if err := noDuplicates([]string{"b", "a", "b"}); api.CodeOf(err) != api.CodeInvalid {
-		t.Errorf("a volume named twice: %v", err)
-	}
-}
-
 func TestQuarantineKeepsEveryField(t *testing.T) {
 	q := api.Quarantine{Reason: "r", Time: time.Unix(1, 0), Volume: "v", Job: "j", Step: "s", ExitCode: 4, Backup: "b"}
 	if back := api.Quarantine(dmswap.Quarantine(q)); back != q {

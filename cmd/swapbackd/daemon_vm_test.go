@@ -21,10 +21,10 @@ import (
 
 const MiB = int64(1) << 20
 
-// daemon is the real swapbackd, in a process of its own, on the machine's test
+// process is the real swapbackd, in a process of its own, on the machine's test
 // disks. When the test ends the pools are checked and removed, and the test
 // fails when the daemon leaves a device, a descriptor or a goroutine behind.
-type daemon struct {
+type process struct {
 	t      *testing.T
 	dir    string
 	args   []string
@@ -35,13 +35,13 @@ type daemon struct {
 	fds    int // open descriptors of the idle daemon
 }
 
-func startDaemon(t *testing.T, args ...string) *daemon {
+func startDaemon(t *testing.T, args ...string) *process {
 	t.Helper()
 	disks := strings.Fields(os.Getenv("SWAPBACK_TEST_DISKS"))
 	if len(disks) < 2 {
 		t.Fatal("SWAPBACK_TEST_DISKS names fewer than two disks: run this through make test-vm")
 	}
-	d := &daemon{t: t, dir: t.TempDir(), args: args, disks: disks}
+	d := &process{t: t, dir: t.TempDir(), args: args, disks: disks}
 	d.client = api.NewClient(d.socket())
 	d.start()
 	d.fds = d.countFDs()
@@ -49,10 +49,10 @@ func startDaemon(t *testing.T, args ...string) *daemon {
 	return d
 }
 
-func (d *daemon) socket() string { return filepath.Join(d.dir, "sock") }
+func (d *process) socket() string { return filepath.Join(d.dir, "sock") }
 
 // start runs swapbackd and waits until it answers.
-func (d *daemon) start() {
+func (d *process) start() {
 	d.t.Helper()
 	d.stderr = &lockedBuffer{}
 	args := []string{"--socket", d.socket(), "--run-dir", filepath.Join(d.dir, "run"), "--link-dir", d.linkDir(), "--log-level", "debug"}
@@ -83,10 +83,10 @@ func (d *daemon) start() {
 	}
 }
 
-func (d *daemon) linkDir() string { return filepath.Join(d.dir, "links") }
+func (d *process) linkDir() string { return filepath.Join(d.dir, "links") }
 
 // signal sends a signal and waits for the process to end.
-func (d *daemon) signal(sig syscall.Signal) {
+func (d *process) signal(sig syscall.Signal) {
 	d.t.Helper()
 	if err := d.cmd.Process.Signal(sig); err != nil {
 		d.t.Fatal(err)
@@ -95,14 +95,14 @@ func (d *daemon) signal(sig syscall.Signal) {
 }
 
 // waitGone waits until the process has ended: its lock is free then.
-func (d *daemon) waitGone() {
+func (d *process) waitGone() {
 	d.t.Helper()
 	waitUntil(d.t, "swapbackd to end", func() bool {
 		return errors.Is(d.cmd.Process.Signal(syscall.Signal(0)), os.ErrProcessDone)
 	})
 }
 
-func (d *daemon) countFDs() int {
+func (d *process) countFDs() int {
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
 	if err != nil {
 		d.t.Fatal(err)
@@ -111,7 +111,7 @@ func (d *daemon) countFDs() int {
 }
 
 // finish checks, cleans up, and looks for what the daemon left.
-func (d *daemon) finish() {
+func (d *process) finish() {
 	// The test's context has ended by now.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -138,7 +138,7 @@ func (d *daemon) finish() {
 
 // checkLeaks compares descriptors with those of the idle daemon, and ends it
 // with SIGQUIT: the Go runtime then prints every goroutine.
-func (d *daemon) checkLeaks() {
+func (d *process) checkLeaks() {
 	// A closed connection's descriptor goes a moment after the client's.
 	fds := d.countFDs()
 	for range 100 {
@@ -164,7 +164,7 @@ func (d *daemon) checkLeaks() {
 	}
 }
 
-func (d *daemon) listFDs() string {
+func (d *process) listFDs() string {
 	var b strings.Builder
 	dir := fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid)
 	entries, _ := os.ReadDir(dir)
@@ -176,7 +176,7 @@ func (d *daemon) listFDs() string {
 }
 
 // expectNoDevices fails when a block device of swapback is left in the kernel.
-func (d *daemon) expectNoDevices() {
+func (d *process) expectNoDevices() {
 	for _, pattern := range []string{"/sys/block/ublkb*", "/sys/class/ublk-char/*", "/dev/ublkc*"} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			d.t.Errorf("ublk devices are left: %q", left)
@@ -191,7 +191,7 @@ func (d *daemon) expectNoDevices() {
 }
 
 // pool makes a pool "tank" on all test disks.
-func (d *daemon) pool() api.Pool {
+func (d *process) pool() api.Pool {
 	d.t.Helper()
 	p, err := d.client.CreatePool(d.t.Context(), api.CreatePoolRequest{Name: "tank", Disks: d.disks, Force: true})
 	if err != nil {
@@ -200,12 +200,12 @@ func (d *daemon) pool() api.Pool {
 	return p
 }
 
-func (d *daemon) volume(name string, size int64) api.Volume {
+func (d *process) volume(name string, size int64) api.Volume {
 	d.t.Helper()
 	return d.volumeWith(api.CreateVolumeRequest{Name: name, Size: size})
 }
 
-func (d *daemon) volumeWith(req api.CreateVolumeRequest) api.Volume {
+func (d *process) volumeWith(req api.CreateVolumeRequest) api.Volume {
 	d.t.Helper()
 	v, err := d.client.CreateVolume(d.t.Context(), req)
 	if err != nil {
@@ -214,7 +214,7 @@ func (d *daemon) volumeWith(req api.CreateVolumeRequest) api.Volume {
 	return v
 }
 
-func (d *daemon) show(name string) api.Volume {
+func (d *process) show(name string) api.Volume {
 	d.t.Helper()
 	v, err := d.client.Volume(d.t.Context(), name)
 	if err != nil {

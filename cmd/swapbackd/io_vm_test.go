@@ -171,7 +171,7 @@ func TestStoppedDaemonKeepsDevices(t *testing.T) {
 
 // waitWrites waits until the device has answered n more writes, so that a kill
 // comes in the middle of the load however slow the machine is.
-func (d *daemon) waitWrites(name string, n uint64) {
+func (d *process) waitWrites(name string, n uint64) {
 	d.t.Helper()
 	start := d.show(name).IO.Writes
 	waitUntil(d.t, fmt.Sprintf("%d writes to volume %s", n, name), func() bool { return d.show(name).IO.Writes >= start+n })
