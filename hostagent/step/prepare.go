@@ -1,0 +1,135 @@
+package step
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// prepare makes the command with its user, environment and session.
+func (c Command) prepare() (*exec.Cmd, error) {
+	attr := &syscall.SysProcAttr{Setsid: true}
+	u, err := c.account()
+	if err != nil {
+		return nil, err
+	}
+	if attr.Credential, err = credential(u); err != nil {
+		return nil, err
+	}
+	env := c.environment(u)
+	program, err := lookPath(c.Args[0], env["PATH"])
+	if err != nil {
+		return nil, err
+	}
+	cmd := &exec.Cmd{Path: program, Args: c.Args, Dir: c.Dir, SysProcAttr: attr, Env: []string{}}
+	if cmd.Dir == "" {
+		cmd.Dir = "/"
+	}
+	if info, err := os.Stat(cmd.Dir); err != nil {
+		return nil, fmt.Errorf("working directory: %w", err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("working directory %s is no directory", cmd.Dir)
+	}
+	for name, value := range env {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	slices.Sort(cmd.Env)
+	return cmd, nil
+}
+
+// LookupUser finds an account by name or number.
+func LookupUser(name string) (*user.User, error) {
+	u, err := user.Lookup(name)
+	var unknown user.UnknownUserError
+	if errors.As(err, &unknown) {
+		if byID, iderr := user.LookupId(name); iderr == nil {
+			return byID, nil
+		}
+		return nil, fmt.Errorf("there is no user %q on this machine", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("user %q: %w", name, err)
+	}
+	return u, nil
+}
+
+func (c Command) account() (*user.User, error) {
+	if c.User != "" {
+		return LookupUser(c.User)
+	}
+	id := strconv.Itoa(os.Geteuid())
+	u, err := user.LookupId(id)
+	if err != nil {
+		// In a container our own number may have no name.
+		return &user.User{Uid: id, Gid: strconv.Itoa(os.Getegid()), Username: id, HomeDir: "/"}, nil
+	}
+	return u, nil
+}
+
+// credential returns what to switch to, or nil when we are that user already.
+func credential(u *user.User) (*syscall.Credential, error) {
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("user %s: number %q", u.Username, u.Uid)
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("user %s: group %q", u.Username, u.Gid)
+	}
+	if int(uid) == os.Geteuid() {
+		return nil, nil
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("only root can run a step as user %s", u.Username)
+	}
+	cred := &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	groups, err := u.GroupIds()
+	if err != nil {
+		return nil, fmt.Errorf("groups of user %s: %w", u.Username, err)
+	}
+	for _, g := range groups {
+		n, err := strconv.ParseUint(g, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("groups of user %s: %q", u.Username, g)
+		}
+		cred.Groups = append(cred.Groups, uint32(n))
+	}
+	return cred, nil
+}
+
+func (c Command) environment(u *user.User) map[string]string {
+	env := map[string]string{
+		"PATH": defaultPath, "HOME": u.HomeDir, "USER": u.Username, "LOGNAME": u.Username,
+		"SHELL": "/bin/sh", "LANG": "C.UTF-8",
+	}
+	for name, value := range c.Env {
+		env[name] = value
+	}
+	return env
+}
+
+// lookPath finds a program on the step's PATH, not on ours.
+func lookPath(program, path string) (string, error) {
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if !filepath.IsAbs(dir) {
+			continue
+		}
+		full := filepath.Join(dir, program)
+		if info, err := os.Stat(full); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return full, nil
+		}
+	}
+	return "", fmt.Errorf("no program %q in %s", program, path)
+}
