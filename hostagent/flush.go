@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/hostagent/mount"
 )
 
 // flush writes back what the kernel keeps in memory for a block device: the
@@ -56,20 +57,12 @@ func flushNow(device string) error {
 // syncMounts writes back every filesystem of a device that is mounted in our
 // namespace. One mount of each is enough: they share the filesystem.
 func syncMounts(rdev uint64) error {
-	self, err := procfs.Self()
+	mounts, err := mount.OfDevice(rdev)
 	if err != nil {
-		return fmt.Errorf("mounts: %w", err)
+		return err
 	}
-	mounts, err := self.MountInfo()
-	if err != nil {
-		return fmt.Errorf("mounts: %w", err)
-	}
-	number := fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))
 	for _, m := range mounts {
-		if m.MajorMinorVer != number {
-			continue
-		}
-		if done, err := syncMount(m.MountPoint, rdev); done {
+		if done, err := syncMount(m.Dir, rdev); done {
 			return err
 		}
 	}
