@@ -1,3 +1,101 @@
 // Package ublk serves block devices from user space through the kernel's
-// ublk_drv: /dev/ublkbN appears, and its requests reach a backend chosen here.
+// ublk_drv: /dev/ublkbN appears, and its requests reach a file, a block device,
+// or Go code. It knows nothing of what the devices are for.
+//
+// # Ownership
+//
+// Start adds a device and Adopt takes one over; whoever called them ends it with
+// Stop (the device is deleted) or Abandon (it waits in the kernel for a
+// successor), and closes the Backend after that. Killing the process is an
+// Abandon without notice. A Control may be shared by all devices of a process,
+// and outlives them; a device that was given none has its own.
+//
+// # The way of one request
+//
+// One goroutine per hardware queue is locked to its thread for life, because
+// the driver takes a commit only from the task that fetched. It owns one ring,
+// which carries three kinds of operations: the driver's commands (one FETCH or
+// COMMIT_AND_FETCH per tag), the backend's I/O, and a read from an eventfd by
+// which others wake it. Each turn is one io_uring_enter: it submits what the
+// last turn prepared and waits for at least one completion.
+//
+//	driver fills the tag's descriptor, copies a write's data to the tag's buffer
+//	  -> completion of FETCH: decode, gate, prepare the backend operation
+//	  -> completion of that: short? ask for the rest. Else prepare COMMIT_AND_FETCH
+//	  -> driver copies a read's data from the buffer, answers the client
+//
+// Nothing on this way allocates, locks, waits for another thread or logs. The
+// buffers are mapped memory, not heap, one of MaxIOBytes per tag, registered
+// with the ring: so a device takes Queues*Depth*MaxIOBytes bytes of pinned
+// memory (with the defaults 32 MiB per queue).
+//
+//	read          READ_FIXED
+//	write         WRITE_FIXED; with RWF_DSYNC when the request has FUA
+//	flush         FSYNC with DATASYNC
+//	discard       BLOCK_URING_CMD_DISCARD (6.12), on files a hole
+//	write-zeroes  FALLOCATE: PUNCH_HOLE, then ZERO_RANGE; with NOUNMAP only the latter
+//
+// A Handler is called on the queue's thread instead.
+//
+// # The gate
+//
+// Each device has a gate that its queues look at once per turn. Hold keeps
+// requests of every kind (flushes and discards, too) without answering them,
+// Refuse answers them and those held with EBUSY, Release issues what is held in
+// the order it came. These return at once; Drain waits, behind a closed gate,
+// until every queue has acknowledged it and nothing is in flight at the backend.
+// The comment on type gate says why nothing can slip through.
+//
+// A held request blocks its client in the kernel without a time limit, and with
+// it, when it is a read of the partition scan that follows START_DEV, everybody
+// who opens the device. Closing the gate for as long as a swap takes is what it
+// is for.
+//
+// # Errors
+//
+// Every request is answered: a short result is completed or becomes EIO, EAGAIN
+// and EINTR from the backend are tried again, a panic becomes EIO. Clients that
+// bypass the page cache see EBUSY, EIO, ENOSPC, ENOMEM, ETIMEDOUT, ENODEV,
+// EINVAL, EREMOTEIO, ENOLINK, EILSEQ and ENODATA as they are, and EIO for the
+// rest; the others see EIO. The block layer retries none of them. EAGAIN and
+// EOPNOTSUPP are never committed for a read or write: on kernel 7.3 a client that
+// uses io_uring would wait for ever.
+//
+// # The death of a server
+//
+// Devices are added with USER_RECOVERY and USER_RECOVERY_REISSUE: when the server
+// goes, by kill -9 or Abandon, the driver quiesces the device, keeps its requests
+// and gives those that were not answered to the successor again. The backend may
+// thus see a write twice. The char device is registered with each queue's ring,
+// which the kernel takes down only when the backend I/O in it has landed, and
+// recovery cannot start before: an old write does not land after a new one.
+//
+// The driver notices by the FETCH commands that the death cancels. With every
+// tag of every queue in flight there is none, and kernel 6.12 needs up to 31
+// seconds; 7.3 does not wait.
+//
+// STOP_DEV fails what is in the page cache of the device; sync first. Teardown
+// keeps to this order: STOP_DEV, serve until every tag was aborted, close rings
+// and mappings and the char device, DEL_DEV_ASYNC, wait until the number is free.
+//
+// # Memory and deadlock
+//
+// A thread that serves block I/O must not wait for block I/O of its own device,
+// and in Go one thread's page fault can stop the others. Queue and control
+// threads are marked with PR_SET_IO_FLUSHER; ReexecIOFlusher does it for the
+// whole process. Do not put swap, logs or the program itself on devices that it
+// serves.
+//
+// # Locks
+//
+// Device.ending (Stop, Abandon) before Device.waking; Device.drain alone;
+// gate.mu innermost. The queues take none.
+//
+// # Kernels
+//
+// 6.12 is the oldest that is tested. Newer features are negotiated by
+// GET_FEATURES; what a kernel lacks comes back as ErrUnsupported with the version
+// that has it (Resize: 6.16). Data is copied by the driver; zero copy
+// (AutoBufReg, 6.16) would change queue.setup and the choice of buffer in
+// queue.submit.
 package ublk

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -225,11 +224,17 @@ func startFio(t *testing.T, device string, args ...string) *fio {
 	}, args...)...)
 	f.cmd.Dir = t.TempDir()
 	f.cmd.Stdout, f.cmd.Stderr = &f.out, &f.out
-	f.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// No Pdeathsig: it comes with the death of the thread that forked, and
+	// queue threads die with their goroutines.
 	if err := f.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() { f.done <- f.cmd.Wait() }()
+	t.Cleanup(func() {
+		if f.running() {
+			_ = f.cmd.Process.Kill()
+		}
+	})
 	return f
 }
 

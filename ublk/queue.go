@@ -153,6 +153,9 @@ func (q *queue) setupRing() error {
 		return fmt.Errorf("reserving %d I/O buffers of %d bytes: %w", q.depth, q.ioBytes, err)
 	}
 	_ = unix.Madvise(q.mem, unix.MADV_HUGEPAGE)
+	// Best effort, and without touching the pages: swapping these out could go
+	// to the very device that they serve.
+	_, _, _ = unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(&q.mem[0])), uintptr(len(q.mem)), unix.MLOCK_ONFAULT)
 
 	// Each tag has at most one entry in the ring, plus the wake.
 	q.ring, err = uring.NewQueue(uint32(q.depth) + 2)
@@ -191,7 +194,6 @@ func (q *queue) registerBuffers() {
 	}
 	if err := q.ring.RegisterBuffers(bufs); err != nil {
 		q.log.Warn("ublk I/O buffers are not registered; requests will be slower", "queue", q.id, "error", err)
-		_ = unix.Mlock(q.mem) // best effort, for the reason in the package comment
 		return
 	}
 	q.registered = true

@@ -149,7 +149,9 @@ func (q *queue) completed(tag uint16, res int32) {
 	q.current = int(tag)
 	s := &q.slots[tag]
 	if res < 0 {
-		if q.again(tag, unix.Errno(-res)) {
+		if flags, ok := s.again(q.backend.block, unix.Errno(-res)); ok {
+			q.stats.retries.Add(1)
+			q.submit(tag, flags)
 			return
 		}
 		q.flight--
@@ -175,25 +177,21 @@ func (q *queue) completed(tag uint16, res int32) {
 	q.answer(tag, int32(s.n)&resultMask(s.op))
 }
 
-// again issues an operation once more if its error says so.
-func (q *queue) again(tag uint16, e unix.Errno) bool {
-	s := &q.slots[tag]
+// again says whether an operation that failed with e is worth another try, and
+// with which entry flags.
+func (s *slot) again(block bool, e unix.Errno) (sqeFlags uint8, ok bool) {
 	switch {
 	case (e == unix.EAGAIN || e == unix.EINTR) && s.tries < maxTries:
 		// From a worker thread, which waits instead of giving up.
 		s.tries++
-		q.stats.retries.Add(1)
-		q.submit(tag, uring.SQEAsync)
-		return true
+		return uring.SQEAsync, true
 	case e == unix.EOPNOTSUPP && s.op == OpWriteZeroes:
-		if _, ok := zeroMode(q.backend.block, s.flags&ioFlagNoUnmap != 0, s.mode+1); ok {
+		if _, ok := zeroMode(block, s.flags&ioFlagNoUnmap != 0, s.mode+1); ok {
 			s.mode++
-			q.stats.retries.Add(1)
-			q.submit(tag, 0)
-			return true
+			return 0, true
 		}
 	}
-	return false
+	return 0, false
 }
 
 // resultMask: reads and writes are committed with their length, the others

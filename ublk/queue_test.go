@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/swapback/swapback/ublk/uring"
 	"golang.org/x/sys/unix"
 )
 
@@ -119,8 +120,18 @@ func newFileBackend(t *testing.T, size int64) (*Backend, string) {
 }
 
 func TestQueueReadsAndWritesTheBackend(t *testing.T) {
+	for name, registered := range map[string]bool{"registered buffers": true, "plain buffers": false} {
+		t.Run(name, func(t *testing.T) { readAndWrite(t, registered) })
+	}
+}
+
+func readAndWrite(t *testing.T, registered bool) {
 	b, path := newFileBackend(t, 1<<20)
 	d := drive(t, b, 1)
+	if !d.registered {
+		t.Log("registering is not permitted here")
+	}
+	d.registered = d.registered && registered
 	pattern := bytes.Repeat([]byte("swap"), 1024)
 	buf := d.buffer(0)
 
@@ -301,6 +312,35 @@ func TestQueueKnowsAbort(t *testing.T) {
 	d.fetched(1, -int32(unix.EINVAL))
 	if d.live != 0 || !errors.Is(d.err, unix.EINVAL) {
 		t.Errorf("a refused fetch: %d live, %v", d.live, d.err)
+	}
+}
+
+func TestTryingAgain(t *testing.T) {
+	for _, e := range []unix.Errno{unix.EAGAIN, unix.EINTR} {
+		s := slot{op: OpWrite, n: 4096}
+		for i := range maxTries {
+			if flags, ok := s.again(true, e); !ok || flags != uring.SQEAsync {
+				t.Fatalf("%v, try %d: flags %#x, %v", e, i, flags, ok)
+			}
+		}
+		if _, ok := s.again(true, e); ok {
+			t.Errorf("%v: never gives up", e)
+		}
+	}
+	zeroes := slot{op: OpWriteZeroes}
+	if _, ok := zeroes.again(true, unix.EOPNOTSUPP); !ok || zeroes.mode != 1 {
+		t.Error("zeroes: the other way was not tried")
+	}
+	if _, ok := zeroes.again(true, unix.EOPNOTSUPP); ok {
+		t.Error("zeroes: there is no third way")
+	}
+	for _, s := range []slot{{op: OpRead}, {op: OpWrite}, {op: OpDiscard}, {op: OpFlush}} {
+		if _, ok := s.again(true, unix.EOPNOTSUPP); ok {
+			t.Errorf("%v: tried again after EOPNOTSUPP", s.op)
+		}
+		if _, ok := s.again(true, unix.EIO); ok {
+			t.Errorf("%v: tried again after EIO", s.op)
+		}
 	}
 }
 

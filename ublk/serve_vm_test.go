@@ -358,14 +358,18 @@ func TestFilesystems(t *testing.T) {
 			script := fmt.Sprintf(`set -e
 				%[1]s %[3]s
 				mount %[3]s %[4]s
-				cp -r /etc %[4]s/etc
+				mkdir %[4]s/d
+				dd if=/dev/urandom of=%[4]s/d/all bs=64k count=64 status=none
+				split -b 20000 %[4]s/d/all %[4]s/d/part.
 				sync -f %[4]s
-				(cd %[4]s/etc && find . -type f -exec sha256sum {} +) > %[4]s.sums
+				(cd %[4]s/d && sha256sum *) > %[4]s.sums
+				rm %[4]s/d/part.a?
+				grep -v part.a %[4]s.sums > %[4]s.left
 				fstrim %[4]s
 				umount %[4]s
 				%[2]s %[3]s
 				mount %[3]s %[4]s
-				(cd %[4]s/etc && sha256sum --quiet -c %[4]s.sums)
+				(cd %[4]s/d && sha256sum --quiet -c %[4]s.left)
 				umount %[4]s`, tools[0], tools[1], d.Path(), dir)
 			if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)

@@ -19,8 +19,12 @@ func Start(ctx context.Context, b *Backend, o Options) (*Device, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	have, err := b.Size() // the backend may have grown since it was opened
+	if err != nil {
+		return nil, err
+	}
 	limits := b.Limits()
-	have := limits.Size
+	limits.Size = have &^ (uint64(limits.LogicalBlockSize) - 1)
 	if o.Size != 0 {
 		limits.Size = o.Size
 	}
