@@ -12,6 +12,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/holders"
 )
 
 func TestOnlyOneDaemonPerRunDirectory(t *testing.T) {
@@ -187,5 +188,25 @@ func TestQuarantineKeepsEveryField(t *testing.T) {
 	q := api.Quarantine{Reason: "r", Time: time.Unix(1, 0), Volume: "v", Job: "j", Step: "s", ExitCode: 4, Backup: "b"}
 	if back := api.Quarantine(dmswap.Quarantine(q)); back != q {
 		t.Errorf("%+v became %+v", q, back)
+	}
+}
+
+func TestOnlyUdevIsWaitedFor(t *testing.T) {
+	udev := holders.Holder{Kind: holders.KindProcess, Command: "(udev-worker)"}
+	cat := holders.Holder{Kind: holders.KindProcess, Command: "cat"}
+	mount := holders.Holder{Kind: holders.KindMount, Command: "systemd-udevd"}
+	for _, c := range []struct {
+		list []holders.Holder
+		want bool
+	}{
+		{nil, false},
+		{[]holders.Holder{udev}, true},
+		{[]holders.Holder{udev, udev}, true},
+		{[]holders.Holder{udev, cat}, false},
+		{[]holders.Holder{mount}, false},
+	} {
+		if got := onlyUdev(c.list); got != c.want {
+			t.Errorf("%v: %v", c.list, got)
+		}
 	}
 }

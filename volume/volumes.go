@@ -211,11 +211,17 @@ func (c *Controller) refuseHolders(ctx context.Context, t target, e *export, rem
 	return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("volume %s is in use", t), Remedy: remedy, Holders: apiHolders(found)}
 }
 
+// holdersOf names who holds a device, and waits a little for udev to let go.
 func (c *Controller) holdersOf(ctx context.Context, dev *ublk.Device) ([]holders.Holder, error) {
 	finder := c.finder()
 	// Somebody whom no table of the kernel names can still have claimed it.
 	finder.Probe = true
-	return finder.Find(ctx, dev.Path())
+	for start := time.Now(); ; time.Sleep(udevPause) {
+		found, err := finder.Find(ctx, dev.Path())
+		if err != nil || !onlyUdev(found) || time.Since(start) > udevPatience {
+			return found, err
+		}
+	}
 }
 
 // Holders implements [api.Service].
