@@ -16,7 +16,7 @@ endif
 RACE        = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && command -v "$$($(GO) env CC)" >/dev/null && echo -race)
 
 # What the test machine is made of; see "build/ci/vm -help".
-export PKG RUN V KERNEL ACCEL DISKS DISK_SIZE DISK_DIR MEM CPUS VM_TIMEOUT OUT ICOUNT NATIVE QUIET VM_ENV
+export PKG RUN V TEST_TIMEOUT KERNEL ACCEL DISKS DISK_SIZE DISK_DIR MEM CPUS VM_TIMEOUT OUT ICOUNT NATIVE QUIET VM_ENV
 
 # CMD is handed on as it was typed: make must not look for variables in it, and
 # must not put a second, escaped copy into the environment of what it starts.

@@ -141,6 +141,11 @@ func mountRoot(cfg *guestcfg.Config) error {
 			return fmt.Errorf("prepare /dev: %w", err)
 		}
 	}
+	// From here on the kernel's log shows everything, such as the stack of a task
+	// that hangs; printing all of the boot would only slow it down.
+	if err := os.WriteFile("/proc/sys/kernel/printk", []byte("7"), 0); err != nil {
+		return fmt.Errorf("set the kernel's log level: %w", err)
+	}
 	if err := unix.Sethostname([]byte("swapback-vm")); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}

@@ -29,7 +29,9 @@ func main() {
 
 	var link link
 	status, err := run(&link)
-	unix.Sync()
+	if !writeOut(20 * time.Second) {
+		link.say(guestcfg.Note + " a device in the machine hangs: not everything was written to the disks")
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "guest: %v\n", err)
 		link.say(guestcfg.Fail + " " + oneLine(err.Error()))
@@ -92,6 +94,22 @@ func run(l *link) (int, error) {
 	}
 	l.say(guestcfg.Ready)
 	return runCommand(&cfg, l)
+}
+
+// writeOut writes everything to the disks, unless a device hangs, which a test of
+// devices may well bring about.
+func writeOut(limit time.Duration) bool {
+	done := make(chan struct{})
+	go func() {
+		unix.Sync()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(limit):
+		return false
+	}
 }
 
 // oneLine makes a text fit on the control port, where a line is a message.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +31,7 @@ func runInside(ctx context.Context, o *options) error {
 	}
 	var total gotest.Counts
 	began := time.Now()
-	for _, p := range m.Packages {
+	for i, p := range m.Packages {
 		fmt.Printf("== %s\n", p.Name)
 		if err := blankDisks(strings.Fields(os.Getenv("SWAPBACK_TEST_DISKS"))); err != nil {
 			fmt.Printf("  FAIL  %v\n", err)
@@ -38,7 +39,13 @@ func runInside(ctx context.Context, o *options) error {
 			continue
 		}
 		before := leftovers()
-		total.Add(runPackage(ctx, o, p))
+		counts, stuck := runPackage(ctx, o, p)
+		total.Add(counts)
+		if stuck {
+			// What follows would fail for this package's reason.
+			fmt.Printf("  the machine is not usable any more; packages not run: %d\n", len(m.Packages)-i-1)
+			break
+		}
 		for _, name := range leftovers() {
 			if !contains(before, name) {
 				fmt.Printf("  FAIL  %s left the device %s behind\n", p.Name, name)
@@ -56,29 +63,85 @@ func runInside(ctx context.Context, o *options) error {
 	return nil
 }
 
-func runPackage(ctx context.Context, o *options, p compiled) gotest.Counts {
-	// The binary has a limit of its own, which shows what every goroutine was
-	// doing; ours is for one that is stuck in the kernel.
-	limited, cancel := context.WithTimeout(ctx, o.timeout+time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(limited, p.Binary, "-test.v", "-test.timeout="+o.timeout.String(),
+// grace is how long a package may take beyond its limit: the binary's own
+// limit comes first and shows what every goroutine was doing.
+const grace = time.Minute
+
+// runPackage runs one test binary. It says whether the binary is stuck in the
+// kernel, so that not even a kill ends it.
+func runPackage(ctx context.Context, o *options, p compiled) (counts gotest.Counts, stuck bool) {
+	cmd := exec.CommandContext(ctx, p.Binary, "-test.v", "-test.timeout="+o.timeout.String(),
 		"-test.run="+p.Run, fmt.Sprintf("-test.count=%d", o.count))
 	cmd.Dir = p.Dir
 	f := gotest.NewFollower(os.Stdout, o.verbose)
-	cmd.Stdout, cmd.Stderr = f, f
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	// A daemon that a test left behind keeps our pipe open; its tests are over.
-	cmd.WaitDelay = 5 * time.Second
-	err := cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = fmt.Errorf("processes of the test are still running")
+	r, w, err := os.Pipe()
+	if err != nil {
+		fmt.Printf("  FAIL  %s: %v\n", p.Name, err)
+		return gotest.Counts{Failed: 1}, false
 	}
-	counts := f.Close(err == nil)
+	defer r.Close()
+	cmd.Stdout, cmd.Stderr = w, w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		fmt.Printf("  FAIL  %s: %v\n", p.Name, err)
+		return gotest.Counts{Failed: 1}, false
+	}
+	copied := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(f, r)
+		close(copied)
+	}()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+
+	select {
+	case err = <-ended:
+	case <-time.After(o.timeout + grace):
+		err = fmt.Errorf("it took longer than %s", o.timeout+grace)
+		showThreads(cmd.Process.Pid)
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+			err = fmt.Errorf("%w, and a kill does not end it: it is stuck in the kernel", err)
+			stuck = true
+		}
+	}
+	// A process that a test left behind may keep the pipe open.
+	select {
+	case <-copied:
+	case <-time.After(5 * time.Second):
+		if err == nil {
+			err = errors.New("processes that its tests started are still running")
+		}
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = r.SetReadDeadline(time.Now())
+		<-copied
+	}
+	counts = f.Close(err == nil)
 	if err != nil {
 		fmt.Printf("  %s: %v\n", p.Name, err)
 	}
-	return counts
+	return counts, stuck
+}
+
+// showThreads prints where in the kernel a process's threads are.
+func showThreads(pid int) {
+	stacks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", pid))
+	for _, name := range stacks {
+		text, err := os.ReadFile(name)
+		if err == nil && len(text) > 0 {
+			fmt.Printf("  thread %s in the kernel:\n", filepath.Base(filepath.Dir(name)))
+			for line := range strings.Lines(string(text)) {
+				fmt.Printf("        %s", line)
+			}
+		}
+	}
+	// All blocked tasks, kernel threads among them, into the kernel's log.
+	_ = os.WriteFile("/proc/sys/kernel/printk", []byte("7"), 0)
+	_ = os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0)
 }
 
 // leftovers lists the block devices that a test may make and must remove.

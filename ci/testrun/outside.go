@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // manifest tells the inside what to run.
@@ -124,6 +125,7 @@ func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error)
 	vm := filepath.Join(filepath.Dir(self), "vm")
 	cmd := exec.CommandContext(ctx, vm, "-again", "-kernel", o.kernel, "--", strings.Join(inside, " "))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has a machine to end
 	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {
