@@ -74,6 +74,9 @@ func parseStat(line string) (stat, error) {
 	return s, nil
 }
 
+// Self is this process.
+func Self() Process { return identify(os.Getpid()) }
+
 func identify(pid int) Process {
 	p := Process{PID: pid}
 	if s, err := readStat(pid); err == nil {
