@@ -18,8 +18,9 @@ check() {
 	fi
 }
 
+# shellcheck disable=SC2317 # it is called, by check
 unformatted() {
-	list=$(find . -name build -prune -o -name '*.go' -print | xargs gofmt -l -s)
+	list=$(find . -name build -prune -o -name '*.go' -exec gofmt -l -s {} +)
 	[ -z "$list" ] || { echo "not formatted (gofmt -s -w mends it):"; echo "$list"; return 1; }
 }
 

@@ -49,6 +49,7 @@ expect "standard error is apart" "complaint complaint" "$(tr '\n' ' ' <"$out/std
 expect "results come back" to-the-host "$(cat "$out/written" 2>&1)"
 
 # 64 KiB of what shells and make like to eat, through make.
+# shellcheck disable=SC2016 # nothing here is to be expanded
 line='$ $$ \ " '"'"' # $(x) ${y} `z` % * ~ ! &amp; | < > ( ) { } [ ]	tab'
 text=$(for _ in $(seq 2000); do printf '%s\n' "$line"; done | head -c 65400)
 command="sha256sum <<'END'
