@@ -37,15 +37,6 @@ ifeq ($(NOBUILD),)
 	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./demo/...
 endif
 
-.PHONY: build-what-can
-build-what-can: # as build, but a program that does not compile is left out
-ifeq ($(NOBUILD),)
-	@mkdir -p $(BIN)
-	@for p in $(wildcard cmd/*) bench demo/extentmap; do \
-		$(GOBUILD) -o $(BIN)/ ./$$p || { rm -f $(BIN)/$${p##*/}; echo "left out: $$p" >&2; }; \
-	done
-endif
-
 .PHONY: harness
 harness: # the programs behind the test machine
 	@mkdir -p $(HARNESS)
@@ -59,12 +50,12 @@ install: build ## programs, units and udev rules into the system (DESTDIR, PREFI
 	install -D -m 644 -t $(DESTDIR)/etc/udev/rules.d dist/udev/*.rules
 
 .PHONY: vm
-vm: build-what-can harness ## run CMD='…' as root in a fresh virtual machine (KERNEL, DISKS, DISK_SIZE, DISK_DIR, OUT, …)
+vm: build harness ## run CMD='…' as root in a fresh virtual machine (KERNEL, DISKS, DISK_SIZE, DISK_DIR, OUT, …)
 	@$(HARNESS)/vm
 
 .PHONY: demo
 demo: build harness ## the main job: damage, recovery, proof
-	@$(HARNESS)/vm -again -- demo/run.sh
+	@COLOR=$$(test -t 1 && test -z "$$NO_COLOR" && echo 1) $(HARNESS)/vm -again -env COLOR -- demo/run.sh
 
 .PHONY: test
 test: test-unit ## unit tests, then integration tests on both kernels
@@ -76,8 +67,9 @@ test-unit: ## unit tests: no root, no kernel features (with -race where there is
 	$(GO) test $(RACE) ./...
 
 .PHONY: test-vm
-test-vm: build-what-can harness ## integration tests on KERNEL (PKG=./ublk RUN=regexp V=1 narrow it down)
-	@$(HARNESS)/testrun
+# Four processors: the kernel gives a device no more queues than there are.
+test-vm: build harness ## integration tests on KERNEL (PKG=./ublk RUN=regexp V=1 narrow it down)
+	@CPUS=$${CPUS:-4} $(HARNESS)/testrun
 
 .PHONY: vm-selftest
 vm-selftest: harness ## the test machine's own promises, on both kernels
@@ -94,8 +86,8 @@ bench-short: build harness ## a few minutes of fio: a volume beside the bare dev
 
 .PHONY: ci
 ci: ## what .ci/run does
-	@$(MAKE) lint
 	@$(MAKE) test
+	@$(MAKE) lint
 	@$(MAKE) bench-short
 
 .PHONY: clean

@@ -11,10 +11,13 @@ mnt=$work/mnt
 export SWAPBACK_SOCKET="$work/swapbackd.sock" SWAPBACK_REPO="$work/repo"
 mkdir "$mnt" "$mnt.failed"
 
-title() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
-proven() { printf '  \033[32mproven\033[0m  %s\n' "$*"; }
+# ink CODE TEXT: the text, coloured when COLOR is set (make demo sets it where
+# a person looks on).
+ink() { if [ -n "${COLOR:-}" ]; then printf '\033[%sm%s\033[0m' "$1" "$2"; else printf '%s' "$2"; fi; }
+title() { printf '\n%s\n' "$(ink 1 "== $*")"; }
+proven() { printf '  %s  %s\n' "$(ink 32 proven)" "$*"; }
 fail() {
-	printf '  \033[31mFAILED\033[0m  %s\n' "$*" >&2
+	printf '  %s  %s\n' "$(ink 31 FAILED)" "$*" >&2
 	exit 1
 }
 # field FILE NAME: the first value of that name in a JSON file.
@@ -117,7 +120,7 @@ if dd if=/dev/zero of="$bad" bs=4096 count=1 conv=notrunc oflag=direct status=no
 fi
 proven "quarantine: $bad refuses writes"
 umount "$mnt"
-e2fsck -f -n "$device" >/dev/null || fail "e2fsck of the recovered volume"
+e2fsck -f -n "$device" >/dev/null 2>&1 || fail "e2fsck of the recovered volume"
 proven "recovered volume: e2fsck finds nothing"
 swapback pool check tank
 proven "pool check: every extent has one owner, kernel tables equal the metadata"
