@@ -28,6 +28,9 @@ type RecoverOptions struct {
 	AllowHolders bool
 	// VerifyAfter reads the restored volumes back before they are swapped.
 	VerifyAfter bool
+	// AnswerWait bounds the wait for a daemon that went away in the middle of
+	// the swap; default two minutes. A restarted one answers within seconds.
+	AnswerWait time.Duration
 	// Reason, Job, Step and ExitCode go on the label of the failed data.
 	Reason   string
 	Job      string

@@ -16,6 +16,9 @@ import (
 // Recover brings volumes back to a backup. See the package documentation for
 // its order; an error is a [*RecoverError].
 func Recover(ctx context.Context, o RecoverOptions) (RecoverResult, error) {
+	if o.AnswerWait == 0 {
+		o.AnswerWait = defaultAnswerWait
+	}
 	r := &recovery{o: o, log: logger(o.Logger)}
 	r.result.Started = time.Now()
 	err := r.run(ctx)

@@ -12,9 +12,8 @@ import (
 const (
 	// busyTime bounds the wait for another operation on a volume to end.
 	busyTime = 30 * time.Second
-	// answerTime bounds the wait for a daemon that went away in the middle of a
-	// swap. A restarted daemon adopts its devices within seconds.
-	answerTime = 2 * time.Minute
+	// defaultAnswerWait is that of [RecoverOptions].
+	defaultAnswerWait = 2 * time.Minute
 )
 
 // unknownError: nobody could say whether the swap happened.
@@ -64,7 +63,7 @@ func (r *recovery) swap(ctx context.Context) error {
 // are the truth. Nil means that it did happen.
 func (r *recovery) settle(ctx context.Context, cause error) error {
 	// The caller may have given up; what the volumes show matters still.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.o.AnswerWait)
 	defer cancel()
 	var swapped bool
 	var last error
@@ -133,7 +132,7 @@ func answered(err error) bool {
 // quarantine labels the failed data. The volumes are back by now, so what goes
 // wrong here is a warning.
 func (r *recovery) quarantine(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.o.AnswerWait)
 	defer cancel()
 	for i, s := range r.spares {
 		v := &r.result.Volumes[i]

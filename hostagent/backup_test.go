@@ -1,0 +1,223 @@
+package hostagent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/backup"
+)
+
+func TestBackup(t *testing.T) {
+	w := newWorld(t, 100, "a", "bb")
+	w.svc.SnapshotLingers = 3
+	b, err := Backup(t.Context(), BackupOptions{
+		Service: w.svc, Repo: w.repo, Volumes: []string{"a", "tank/bb"}, Comment: "c", Tags: []string{"t"}, Job: "j", Step: "s",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b.Volumes) != 2 || b.Comment != "c" || b.Tags[0] != "t" || b.Job != "j" || b.Step != "s" {
+		t.Errorf("%+v", b)
+	}
+	for i, name := range []string{"a", "bb"} {
+		v := w.show(name)
+		if v.Snapshot {
+			t.Errorf("volume %s has its snapshot still", name)
+		}
+		if v.Position.DescendsFrom != b.ID || b.Volumes[i].UUID != v.UUID || b.Volumes[i].Generation != 1 || b.Volumes[i].PositionID != v.Position.ID {
+			t.Errorf("%+v against %+v", v, b.Volumes[i])
+		}
+	}
+}
+
+// TestBackupOfASwappedVolume: content that came by a swap while the backup ran
+// does not descend from it.
+func TestBackupOfASwappedVolume(t *testing.T) {
+	w := newWorld(t, 100, "a", "bb")
+	_, end, err := w.svc.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end(t.Context())
+	w.svc.Before = func(method, _ string) error {
+		if method == "SetDescendsFrom" {
+			w.svc.Before = nil
+			_, err := w.svc.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "bb"}}})
+			return err
+		}
+		return nil
+	}
+	if b := w.backup("a"); w.show("a").Position.DescendsFrom == b.ID {
+		t.Error("the swapped content is said to descend from the backup")
+	}
+}
+
+func TestBackupFailures(t *testing.T) {
+	boom := errors.New("boom")
+	for _, c := range []struct {
+		name    string
+		volumes []string
+		prepare func(*world)
+		want    string
+	}{
+		{"no volume", nil, nil, "no volume is named"},
+		{"unknown volume", []string{"x"}, nil, `no volume "x"`},
+		{"a volume twice", []string{"a", "tank/a"}, nil, "named twice"},
+		{"no snapshot", []string{"a"}, func(w *world) {
+			w.svc.Before = func(m, _ string) error { return when(m == "OpenSnapshot", boom) }
+		}, "boom"},
+		{"no repository any more", []string{"a"}, func(w *world) { must(w.t, os.RemoveAll(w.path)) }, "back up tank/a"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, 100, "a")
+			if c.prepare != nil {
+				c.prepare(w)
+			}
+			b, err := Backup(t.Context(), BackupOptions{Service: w.svc, Repo: w.repo, Volumes: c.volumes})
+			if err == nil || b.ID != "" {
+				t.Fatalf("got %+v, %v", b, err)
+			}
+			says(t, err.Error(), c.want)
+		})
+	}
+}
+
+func TestBackupCancelled(t *testing.T) {
+	w := newWorld(t, 100, "a")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_, err := Backup(ctx, BackupOptions{Service: w.svc, Repo: w.repo, Volumes: []string{"a"}, Progress: func(backup.Progress) { cancel() }})
+	// It may have been done before it noticed; either is right, half is not.
+	list, lerr := w.repo.List(t.Context())
+	if lerr != nil || (err == nil) != (len(list) == 1) {
+		t.Errorf("%v, but %d backups (%v)", err, len(list), lerr)
+	}
+}
+
+func when(is bool, err error) error {
+	if is {
+		return err
+	}
+	return nil
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRestore(t *testing.T) {
+	w := newWorld(t, 100, "a", "a-spare", "bb")
+	b := w.backup("a")
+	for _, o := range []RestoreOptions{
+		{Volume: "a-spare"},
+		{Volume: "bb", Overwrite: true, From: "tank/a"},
+		{Volume: "a", Overwrite: true, VerifyAfter: true},
+	} {
+		w.write(o.Volume, 77)
+		o.Service, o.Repo, o.Backup = w.svc, w.repo, "latest"
+		res, err := Restore(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.holds(o.Volume, 1)
+		if res.Backup != b.ID || w.show(o.Volume).Position.DescendsFrom != b.ID {
+			t.Errorf("%+v", res)
+		}
+	}
+}
+
+func TestRestoreOntoDetached(t *testing.T) {
+	w := newWorld(t, 100, "a")
+	w.backup("a")
+	_, err := w.svc.CreateVolume(t.Context(), api.CreateVolumeRequest{Name: "a-spare", Size: size, Detached: true})
+	must(t, err)
+	_, err = Restore(t.Context(), RestoreOptions{Service: w.svc, Repo: w.repo, Backup: "latest", Volume: "a-spare"})
+	must(t, err)
+	if w.show("a-spare").Device != "" {
+		t.Error("it stays attached")
+	}
+	_, err = w.svc.Attach(t.Context(), "a-spare", api.AttachRequest{})
+	must(t, err)
+	w.holds("a-spare", 1)
+}
+
+func TestRestoreRefusals(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		o       RestoreOptions
+		prepare func(*world)
+		want    []string
+	}{
+		{"unknown volume", RestoreOptions{Volume: "x", Backup: "latest"}, nil, []string{`no volume "x"`}},
+		{"unknown backup", RestoreOptions{Volume: "bb", Backup: "20200101"}, nil, []string{"no such backup"}},
+		{"not allowed to overwrite", RestoreOptions{Volume: "bb", Backup: "latest"}, nil, []string{"would be lost", "a-spare"}},
+		{"not in the backup", RestoreOptions{Volume: "bb", Backup: "latest", From: "bb", Overwrite: true}, nil, []string{"has no volume bb", "tank/a"}},
+		{"held", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Held["bb"] = []api.Holder{{Kind: "mount", Device: "/dev/x", Detail: "mounted on /y"}}
+		}, []string{"in use", "mounted on /y"}},
+		{"quarantine", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Change("bb", func(v *api.Volume) { v.Position.Quarantine = &api.Quarantine{Reason: "bad day"} })
+		}, []string{"in quarantine: bad day"}},
+		{"read-only", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Change("bb", func(v *api.Volume) { v.ReadOnly = true })
+		}, []string{"read-only"}},
+		{"busy", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Change("bb", func(v *api.Volume) { v.State = api.StateBusy })
+		}, []string{"busy"}},
+		{"failed", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Change("bb", func(v *api.Volume) { v.State, v.Error = api.StateFailed, "no memory" })
+		}, []string{"no memory"}},
+		{"snapshot", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Change("bb", func(v *api.Volume) { v.Snapshot = true })
+		}, []string{"being backed up"}},
+		{"size", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Change("bb", func(v *api.Volume) { v.Size = 2 * size })
+		}, []string{"bytes"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, 100, "a", "bb")
+			w.backup("a")
+			if c.prepare != nil {
+				c.prepare(w)
+			}
+			c.o.Service, c.o.Repo = w.svc, w.repo
+			_, err := Restore(t.Context(), c.o)
+			if err == nil {
+				t.Fatal("it was done")
+			}
+			says(t, err.Error(), c.want...)
+			w.holds("bb", 2)
+		})
+	}
+}
+
+func TestImageFor(t *testing.T) {
+	image := func(pool, name, uuid string) backup.BackupVolume {
+		return backup.BackupVolume{VolumeRef: backup.VolumeRef{Pool: pool, Name: name, UUID: uuid}}
+	}
+	db := api.Volume{Pool: "tank", Name: "db", UUID: "u1"}
+	for _, c := range []struct {
+		name   string
+		images []backup.BackupVolume
+		from   string
+		want   string // uuid
+	}{
+		{"by uuid before name", []backup.BackupVolume{image("tank", "db", "u9"), image("tank", "old", "u1")}, "", "u1"},
+		{"by name when it was made anew", []backup.BackupVolume{image("tank", "db", "u9"), image("tank", "x", "u8")}, "", "u9"},
+		{"the only one", []backup.BackupVolume{image("p", "x", "u8")}, "", "u8"},
+		{"named", []backup.BackupVolume{image("tank", "db", "u1"), image("p", "x", "u8")}, "p/x", "u8"},
+		{"ambiguous", []backup.BackupVolume{image("p", "x", "u7"), image("q", "x", "u8")}, "x", ""},
+		{"none", []backup.BackupVolume{image("p", "x", "u7"), image("q", "y", "u8")}, "", ""},
+	} {
+		got, err := imageFor(backup.Backup{ID: "b", Volumes: c.images}, db, c.from)
+		if (err == nil) != (c.want != "") || got.UUID != c.want {
+			t.Errorf("%s: %q %v", c.name, got.UUID, err)
+		}
+	}
+}
