@@ -93,7 +93,7 @@ func TestRefuseAnswersBusy(t *testing.T) {
 
 func TestHeldRequests(t *testing.T) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 2})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 2, NoPartitionScan: true})
 	ask := map[string]func(c *client) unix.Errno{
 		"write":   func(c *client) unix.Errno { return c.write(0, 4096, 0) },
 		"read":    func(c *client) unix.Errno { return c.read(0, 4096) },

@@ -187,6 +187,9 @@ func testOptions(o Options) Options {
 	return o
 }
 
+// startDevice starts a device that is stopped at the end of the test. A test that
+// holds requests wants NoPartitionScan: on newer kernels the scan runs in the
+// background, would be held with them, and keeps others from opening the device.
 func startDevice(t *testing.T, b *Backend, o Options) *Device {
 	t.Helper()
 	d, err := Start(t.Context(), b, testOptions(o))

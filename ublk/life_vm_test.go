@@ -67,8 +67,6 @@ func TestKillWithEveryTagInFlight(t *testing.T) {
 	checkClean(t)
 	c := control(t)
 	b := openBackend(t, nvmeDisk)
-	// A partition scan, which newer kernels make in the background, would be
-	// held as well, and keep fio from opening the device.
 	d := startDevice(t, b, Options{Queues: 1, Depth: 4, NoPartitionScan: true})
 	d.Hold()
 	f := startFio(t, d.Path(), "--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=1M")
@@ -166,7 +164,7 @@ func TestStopWithAnOpener(t *testing.T) {
 
 func TestStopRefusesWhatIsHeld(t *testing.T) {
 	checkClean(t)
-	d := startDevice(t, memoryBackend(t, 1<<20), Options{Queues: 1})
+	d := startDevice(t, memoryBackend(t, 1<<20), Options{Queues: 1, NoPartitionScan: true})
 	c := openClient(t, d.Path(), unix.O_RDWR)
 	d.Hold()
 	result := make(chan unix.Errno, 1)
