@@ -54,7 +54,8 @@ func encodeTable(table Table) ([]byte, error) {
 }
 
 // decodeTargets reads the answer of DM_TABLE_STATUS. Other than in what is
-// sent, "next" counts from the first entry.
+// sent, "next" counts from the first entry, and that of the last entry counts a
+// padding that the answer lacks.
 func decodeTargets(data []byte, count uint32) ([]targetLine, error) {
 	var list []targetLine
 	at := 0
@@ -64,10 +65,10 @@ func decodeTargets(data []byte, count uint32) ([]targetLine, error) {
 		}
 		spec := data[at:]
 		next := int(native.Uint32(spec[20:]))
-		if next < at+unix.SizeofDmTargetSpec || next > len(data) {
+		if next < at+unix.SizeofDmTargetSpec || next > align8(len(data)) {
 			return nil, errShort
 		}
-		params, ok := cString(data[at+unix.SizeofDmTargetSpec : next])
+		params, ok := cString(data[at+unix.SizeofDmTargetSpec : min(next, len(data))])
 		if !ok {
 			return nil, errShort
 		}

@@ -324,6 +324,7 @@ type Listed struct {
 // UUIDs into the list.
 func (c *Control) List() ([]Listed, error) {
 	req := newRequest(Ref{}, initialData)
+	req.header().Flags |= unix.DM_UUID_FLAG
 	if err := c.do("list devices", unix.DM_LIST_DEVICES, req); err != nil {
 		return nil, err
 	}

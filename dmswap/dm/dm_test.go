@@ -1,6 +1,7 @@
 package dm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -115,15 +116,19 @@ func decodeTable(t *testing.T, data []byte, count uint32) Table {
 	return table
 }
 
-// asAnswer rewrites "next" from the start of the entry to the start of all.
+// asAnswer rewrites "next" from the start of the entry to the start of all, and
+// cuts the padding off the end.
 func asAnswer(sent []byte) []byte {
 	out := slices.Clone(sent)
+	last := 0
 	for at := 0; at < len(out); {
+		last = at
 		size := int(native.Uint32(out[at+20:]))
 		native.PutUint32(out[at+20:], uint32(at+size))
 		at += size
 	}
-	return out
+	params := out[last+unix.SizeofDmTargetSpec:]
+	return out[:last+unix.SizeofDmTargetSpec+bytes.IndexByte(params, 0)+1]
 }
 
 func TestEncodeTableBytes(t *testing.T) {

@@ -120,36 +120,53 @@ func (c *Control) do(op string, cmd uint, r *request) error {
 }
 
 // doInterruptible sends a request that may wait long, and calls it off when ctx
-// ends. The kernel waits interruptibly and undoes the suspend on a signal
-// (dm_suspend in drivers/md/dm.c), so the waiting thread is sent SIGURG, which
-// Go programs take all the time and ignore.
+// ends.
+//
+// The kernel waits interruptibly and undoes a suspend on a signal (dm_suspend in
+// drivers/md/dm.c), so the waiting thread is sent SIGURG, which Go programs get
+// all the time and ignore. Older kernels then return EINTR. Newer ones (seen in
+// 7.3) restart the call after the signal, since Go's handlers ask for that; the
+// restarted call reads the request again. So before the signal the name is taken
+// out of the request: a call that is restarted finds no device and ends.
 func (c *Control) doInterruptible(ctx context.Context, op string, cmd uint, r *request) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("device-mapper: %s %s: %w", op, object(r.header()), err)
+	sent := *r.header()
+	calledOff := func() error {
+		return fmt.Errorf("device-mapper: %s %s: %w", op, object(&sent), context.Cause(ctx))
+	}
+	if ctx.Err() != nil {
+		return calledOff()
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	stop := wakeOnDone(ctx, unix.Getpid(), unix.Gettid())
+	w := waker{request: r, pid: unix.Getpid(), tid: unix.Gettid()}
+	stop := w.watch(ctx)
 	defer stop()
-	sent := *r.header()
 	for {
 		err := c.call(cmd, r.buf)
 		switch {
 		case err == nil:
 			return nil
+		case !w.restore(&sent):
+			return calledOff()
 		case !errors.Is(err, unix.EINTR):
 			return ioctlError(op, &sent, err)
-		case ctx.Err() != nil:
-			return fmt.Errorf("device-mapper: %s %s: %w", op, object(&sent), context.Cause(ctx))
 		}
-		*r.header() = sent
 	}
 }
 
-// wakeOnDone interrupts the thread's system call when ctx is done, again and
-// again until the returned function is called: a signal that arrives before
-// the thread waits is lost.
-func wakeOnDone(ctx context.Context, pid, tid int) (stop func()) {
+// waker ends a thread's wait in an ioctl.
+type waker struct {
+	request  *request
+	pid, tid int
+
+	mu    sync.Mutex
+	spent bool // the request no longer names a device
+}
+
+// watch wakes the thread when ctx is done, until the returned function is
+// called. A signal that arrives before the thread waits is lost, so there are
+// many.
+func (w *waker) watch(ctx context.Context) (stop func()) {
 	if ctx.Done() == nil {
 		return func() {}
 	}
@@ -161,11 +178,16 @@ func wakeOnDone(ctx context.Context, pid, tid int) (stop func()) {
 			return
 		case <-ctx.Done():
 		}
+		w.mu.Lock()
+		w.spent = true
+		h := w.request.header()
+		h.Name[0], h.Uuid[0] = 0, 0
+		w.mu.Unlock()
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			// A failure means that the thread is gone, and so is the wait.
-			_ = unix.Tgkill(pid, tid, unix.SIGURG)
+			_ = unix.Tgkill(w.pid, w.tid, unix.SIGURG)
 			select {
 			case <-quit:
 				return
@@ -174,6 +196,16 @@ func wakeOnDone(ctx context.Context, pid, tid int) (stop func()) {
 		}
 	})
 	return func() { close(quit); gone.Wait() }
+}
+
+// restore makes the request ready to be sent again, unless it is called off.
+func (w *waker) restore(sent *unix.DmIoctl) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.spent {
+		*w.request.header() = *sent
+	}
+	return !w.spent
 }
 
 func ioctl(f *os.File, cmd uint, buf []byte) error {
