@@ -63,8 +63,8 @@ func Check(ctx context.Context, o Options) (Report, error) {
 // keeps it from looking, such as a daemon that does not answer.
 func prepare(ctx context.Context, o Options) (*prepared, error) {
 	p := &prepared{report: Report{Job: o.Job.Name, Problems: []string{}, Notes: []string{}}}
-	if os.Geteuid() != 0 {
-		p.report.problem("not running as root: mounting and other users' steps need it")
+	if os.Geteuid() != 0 && slices.ContainsFunc(o.Job.Volumes, func(v job.Volume) bool { return v.Mount != "" }) {
+		p.report.problem("not running as root: mounting needs it")
 	}
 	if _, err := o.Service.Info(ctx); err != nil {
 		return nil, err

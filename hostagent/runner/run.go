@@ -102,11 +102,13 @@ func (r *run) open(ctx context.Context) error {
 	}
 	// Locked before they are looked at: what another job does to them now
 	// would be seen as a reason to refuse, and not named as that job's.
+	locked := map[string]bool{}
 	for _, want := range r.job.Volumes {
 		v, err := r.o.Service.Volume(ctx, want.Name)
-		if err != nil {
+		if err != nil || locked[v.UUID] {
 			continue // the check tells it
 		}
+		locked[v.UUID] = true
 		if err := r.locks.take(lockDir, "volume-"+v.UUID, "volume "+v.Pool+"/"+v.Name, r.job.Name); err != nil {
 			return refuse(err)
 		}

@@ -1,0 +1,112 @@
+package runner
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/hostagent/step"
+)
+
+func died(phase Phase) *State {
+	return &State{
+		Version: stateVersion, Job: "j", Repository: "/r", Agent: step.Process{PID: 1 << 30, Start: 1}, Boot: bootID(),
+		Started: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), Phase: phase, Step: "two", StepNumber: 2, Steps: 3, Attempt: 2,
+		Backup: "B1", BackupStep: "two", Volumes: []VolumeState{{Name: "tank/db", Mount: "/srv/db"}},
+	}
+}
+
+func TestExplain(t *testing.T) {
+	code := 1
+	for _, c := range []struct {
+		name   string
+		change func(*State)
+		phase  Phase
+		want   []string
+	}{
+		{"ended", func(s *State) { s.ExitCode, s.Outcome = &code, "step two failed" }, Ended, []string{"ended with exit code 1", "step two failed"}},
+		{"running", func(s *State) { s.Agent = step.Self() }, Stepping, []string{"running since", "step 2/3 two, attempt 2"}},
+		{"starting", nil, Starting, []string{"DIED", "no step has run"}},
+		{"save point", nil, SavePoint, []string{"taking the save point before step 2/3 two", "was not finished"}},
+		{"step", nil, Stepping, []string{"whatever the step had done", "/srv/db", "swapback recover tank/db --from B1 --repo /r"}},
+		{"step of another boot", func(s *State) { s.Agent, s.Boot = step.Self(), "other" }, Stepping, []string{"DIED"}},
+		{"step runs on", func(s *State) { p := step.Self(); s.Process = &p }, Stepping, []string{"still running, as process"}},
+		{"no save point", func(s *State) { s.Backup = "" }, Stepping, []string{"no save point was taken"}},
+		{"ending", nil, Ending, []string{"all steps were done"}},
+		{"recovery without a daemon", func(s *State) {
+			s.Recovery = &RecoveryState{Phase: "swap", Pairs: []RecoveryPair{{Volume: "tank/db", Spare: "tank/db-spare", FailedPosition: "P9"}}}
+		}, Recovering, []string{"recovery, swap after step 2/3 two", "either all", "P9 is the failed data", "no daemon to ask"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := died(c.phase)
+			if c.change != nil {
+				c.change(s)
+			}
+			says(t, strings.Join(Explain(t.Context(), nil, s), "\n"), c.want...)
+		})
+	}
+}
+
+// TestExplainARecovery: the daemon is asked which content each volume shows.
+func TestExplainARecovery(t *testing.T) {
+	w := newWorld(t, 10, "db", "db-spare")
+	v, err := w.svc.Volume(t.Context(), "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := died(Recovering)
+	s.Recovery = &RecoveryState{Phase: "swap", Pairs: []RecoveryPair{{Volume: "tank/db", Spare: "tank/db-spare", FailedPosition: v.Position.ID}}}
+	explain := func() string { return strings.Join(Explain(t.Context(), w.svc, s), "\n") }
+	says(t, explain(), "tank/db shows the failed data: the swap has not happened")
+	if _, err := w.svc.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "db", B: "db-spare"}}}); err != nil {
+		t.Fatal(err)
+	}
+	says(t, explain(), "tank/db shows the save point: the swap has happened", "not in quarantine yet: swapback volume quarantine tank/db-spare")
+	if _, err := w.svc.Quarantine(t.Context(), "db-spare", api.QuarantineRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	says(t, explain(), "the failed data is tank/db-spare, in quarantine")
+}
+
+func TestReadStates(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := ReadState(dir, "none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a job that never ran: %v", err)
+	}
+	if list, err := ReadStates(filepath.Join(dir, "none")); err != nil || len(list) > 0 {
+		t.Errorf("no folder: %v %v", list, err)
+	}
+	for _, name := range []string{"b", "a"} {
+		f := stateFile{path: statePath(dir, name), s: *died(Stepping)}
+		f.s.Job = name
+		if err := f.save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "c.json"), []byte(`{"version": 1`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := ReadStates(dir)
+	if len(list) != 2 || list[0].Job != "a" || err == nil || !strings.Contains(err.Error(), "c.json") {
+		t.Errorf("%v %v", list, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 {
+		t.Errorf("files left behind: %v %v", entries, err)
+	}
+}
+
+func FuzzDecodeState(f *testing.F) {
+	f.Add([]byte(`{"version":1,"job":"j","phase":"step","agent":{"pid":3,"start":4},"volumes":[{"name":"tank/db"}]}`))
+	f.Add([]byte(`{"version":2,"job":"j","phase":"step"}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, err := decodeState(text)
+		if err == nil {
+			Explain(t.Context(), nil, s)
+		}
+	})
+}
