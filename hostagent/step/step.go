@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"syscall"
@@ -135,6 +136,10 @@ func Run(ctx context.Context, c Command) (Result, error) {
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			// The kernel does not say which of the two it was.
+			err = fmt.Errorf("%w (the step's user needs access to the program and to its working directory %s)", err, cmd.Dir)
+		}
 		return Result{}, &StartError{c.Args[0], err}
 	}
 	t.main = cmd.Process.Pid
