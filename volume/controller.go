@@ -151,6 +151,9 @@ func (c *Controller) openPools(ctx context.Context) error {
 		}
 		info := pool.Info()
 		c.pools[info.UUID] = pool
+		for _, v := range pool.Volumes() {
+			c.linkMapper(v.Device)
+		}
 		c.log.Info("pool opened", "pool", info.Name, "generation", info.Generation, "volumes", len(pool.Volumes()))
 	}
 	return nil
@@ -185,6 +188,7 @@ func (c *Controller) Close(ctx context.Context, stop bool) error {
 		}
 		errs = append(errs, p.Close())
 	}
+	c.unlinkMapper()
 	errs = append(errs, c.ublk.Close(), c.lock.Close())
 	return errors.Join(errs...)
 }

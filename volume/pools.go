@@ -92,6 +92,7 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 	c.mu.Lock()
 	delete(c.pools, uuid)
 	c.mu.Unlock()
+	c.unlinkMapper()
 	c.log.Info("pool deleted", "pool", name)
 	return nil
 }

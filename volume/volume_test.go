@@ -65,6 +65,29 @@ func TestReplaceLink(t *testing.T) {
 	}
 }
 
+func TestMapperLink(t *testing.T) {
+	sys := t.TempDir()
+	put := func(device, name string) {
+		dir := filepath.Join(sys, device, "dm")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "name"), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("dm-3", "swapback-tank-db\n")
+	put("dm-4", "../../etc/passwd\n")
+	if got, err := mapperLink(sys, "/dev/mapper", "/dev/dm-3"); err != nil || got != "/dev/mapper/swapback-tank-db" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for _, bad := range []string{"/dev/dm-4", "/dev/dm-5"} {
+		if got, err := mapperLink(sys, "/dev/mapper", bad); err == nil {
+			t.Errorf("%s got the link %s", bad, got)
+		}
+	}
+}
+
 func TestMarkQuarantine(t *testing.T) {
 	c := &Controller{opt: Options{RunDir: t.TempDir()}}
 	mark := filepath.Join(c.opt.RunDir, "quarantine", "ublkb3")

@@ -53,6 +53,7 @@ func (c *Controller) CreateVolume(ctx context.Context, req api.CreateVolumeReque
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s/%s not created", p.Info().Name, req.Name), err)
 	}
 	t := target{p, info}
+	c.linkMapper(info.Device)
 	c.log.Info("volume created", "volume", t.String(), "size", req.Size)
 	if req.Detached {
 		return c.describe(t), nil
@@ -92,6 +93,7 @@ func (c *Controller) DeleteVolume(ctx context.Context, ref string, force bool) e
 		}
 		return err
 	}
+	c.unlinkMapper()
 	c.log.Info("volume deleted", "volume", t.String())
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -37,6 +38,9 @@ func TestDataLiesWhereTheMapSays(t *testing.T) {
 			}
 			if got := readDevice(t, v.Link, 0, int(v.Size)); !bytes.Equal(got, data) {
 				t.Error("the link shows other data than was written")
+			}
+			if tree := tool(t, "lsblk", "-l"); !strings.Contains(tree, "swapback-tank-"+v.Name) {
+				t.Errorf("lsblk does not name the volume:\n%s", tree)
 			}
 		})
 	}
