@@ -75,9 +75,12 @@ func (p *Pool) reconcile(ctx context.Context) error {
 			create = append(create, w)
 			continue
 		}
-		again, err := p.prepareDevice(ctx, w)
+		again, why, err := p.prepareDevice(ctx, w)
 		if err != nil {
 			return fmt.Errorf("device of volume %s: %w", w.volume.Name, err)
+		}
+		if why != "" {
+			p.log.Warn("an earlier process left a device as the committed map does not have it", "volume", w.volume.Name, "device", why)
 		}
 		if again {
 			resume = append(resume, w)
@@ -104,34 +107,36 @@ func (p *Pool) reconcile(ctx context.Context) error {
 }
 
 // prepareDevice brings a device to where only a resume is missing, and tells
-// whether it is.
-func (p *Pool) prepareDevice(ctx context.Context, w wanted) (resume bool, err error) {
+// whether it is, and why.
+func (p *Pool) prepareDevice(ctx context.Context, w wanted) (resume bool, why string, err error) {
 	info, err := p.kernel.Info(w.ref)
 	if err != nil {
-		return false, err
+		return false, "", err
 	}
 	var table dm.Table
 	if info.Active {
 		if table, err = p.kernel.Table(w.ref, false); err != nil {
-			return false, err
+			return false, "", err
 		}
 	}
 	if !table.Equal(w.table) {
-		p.log.Warn("device differs from the committed map", "volume", w.volume.Name, "table", table.String(), "committed", w.table.String())
 		if info.Active && !info.Suspended {
 			if err := p.kernel.Suspend(ctx, w.ref, dm.SuspendOptions{}); err != nil {
-				return false, err
+				return false, "", err
 			}
 		}
-		return true, p.kernel.Load(w.ref, w.table, false)
+		return true, "has the table " + table.String(), p.kernel.Load(w.ref, w.table, false)
+	}
+	if info.Suspended {
+		why = "is suspended"
 	}
 	if info.Inactive {
-		p.log.Warn("dropping a table that was loaded, but never committed", "volume", w.volume.Name)
+		why = "has a table loaded that was never committed"
 		if err := p.kernel.Clear(w.ref); err != nil {
-			return false, err
+			return false, "", err
 		}
 	}
-	return info.Suspended, nil
+	return info.Suspended, why, nil
 }
 
 // learnDevices notes the devices' paths, and drops cached pages of those whose

@@ -136,7 +136,7 @@ func (d *blockDevice) Zero(ctx context.Context, off, length int64) error {
 // pool. udev locks a disk for the moment in which it probes it, so a lock that
 // is taken is waited for shortly.
 func (d *blockDevice) lock(ctx context.Context) error {
-	const patience = 5 * time.Second
+	const patience = 2 * time.Second
 	deadline := time.Now().Add(patience)
 	for {
 		err := unix.Flock(int(d.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)

@@ -1,7 +1,6 @@
 package dmswap
 
 import (
-	"encoding/hex"
 	"fmt"
 	"hash/crc32"
 	"regexp"
@@ -77,5 +76,3 @@ func sizeText(n int64) string {
 	}
 	return fmt.Sprintf("%d bytes", n)
 }
-
-func hexText(b []byte) string { return hex.EncodeToString(b) }

@@ -78,6 +78,8 @@ var (
 	errNoLabel = errors.New("no swapback label")
 	// errBadLabel means that there was a label once.
 	errBadLabel = errors.New("the swapback label is corrupt")
+	// errNewer means that a later version of swapback wrote this.
+	errNewer = errors.New("written by a newer swapback")
 )
 
 func (l label) encode() []byte {
@@ -112,7 +114,7 @@ func decodeLabel(b []byte) (label, error) {
 		return label{}, fmt.Errorf("%w: checksum is %08x, not %08x", errBadLabel, got, want)
 	}
 	if v := le.Uint32(b[8:]); v != labelVersion {
-		return label{}, fmt.Errorf("label has version %d, this program knows %d: use a newer swapback", v, labelVersion)
+		return label{}, fmt.Errorf("%w: the label has version %d, this program knows %d", errNewer, v, labelVersion)
 	}
 	num := func(i int) int64 { return int64(le.Uint64(b[56+8*i:])) }
 	l := label{

@@ -195,7 +195,7 @@ func drop[T any](list []T, match func(*T) bool) []T {
 // what is about to be written, so that a bug can't give an extent two owners.
 func (m *metadata) check() error {
 	if m.Version != metadataVersion {
-		return fmt.Errorf("version %d, this program knows %d: use a newer swapback", m.Version, metadataVersion)
+		return fmt.Errorf("%w: version %d, this program knows %d", errNewer, m.Version, metadataVersion)
 	}
 	if !validName(m.Pool.Name) || !validUUID(m.Pool.UUID) {
 		return fmt.Errorf("pool %q %q: bad name or UUID", m.Pool.Name, m.Pool.UUID)

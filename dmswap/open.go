@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 
@@ -112,7 +113,9 @@ func openMembers(ctx context.Context, paths []string) (disks []*blockDevice, lab
 
 func readLabel(d disk) (label, error) {
 	b := alignedBuffer(labelSize)
-	if _, err := d.ReadAt(b, labelOffset); err != nil {
+	if _, err := d.ReadAt(b, labelOffset); errors.Is(err, io.EOF) {
+		return label{}, fmt.Errorf("%w: the disk ends before byte %d", errNoLabel, labelOffset+labelSize)
+	} else if err != nil {
 		return label{}, err
 	}
 	return decodeLabel(b)
@@ -123,6 +126,8 @@ func labelError(path string, err error) error {
 	switch {
 	case errors.Is(err, errNoLabel):
 		e.Kind, e.Remedy = ErrNoPool, "create a pool on it, or name the right disk"
+	case errors.Is(err, errNewer):
+		e.Remedy = "use a newer swapback"
 	case errors.Is(err, errBadLabel):
 		e.Remedy = "the metadata behind the label may be whole (docs/formats.md); don't write to the disk"
 	}

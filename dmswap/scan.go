@@ -57,7 +57,7 @@ func Scan(ctx context.Context, opt ScanOptions) ([]FoundPool, error) {
 		case err == nil:
 			f.add(path, l)
 		case errors.Is(err, errNoLabel):
-		case errors.Is(err, errBadLabel):
+		case errors.Is(err, errBadLabel), errors.Is(err, errNewer):
 			f.list = append(f.list, &FoundPool{Disks: []string{path}, Problems: []string{labelError(path, err).Error()}})
 		case named:
 			return nil, fmt.Errorf("disk %s: %w", path, err)

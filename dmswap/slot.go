@@ -94,7 +94,7 @@ func decodeSlotHeader(b []byte, slotSize int64) (slotHeader, error) {
 		return slotHeader{}, fmt.Errorf("%w: checksum of the header is %08x, not %08x", errBadSlot, got, want)
 	}
 	if v := le.Uint32(b[8:]); v != slotVersion {
-		return slotHeader{}, fmt.Errorf("slot has version %d, this program knows %d: use a newer swapback", v, slotVersion)
+		return slotHeader{}, fmt.Errorf("%w: the slot has version %d, this program knows %d", errNewer, v, slotVersion)
 	}
 	h := slotHeader{
 		Generation: le.Uint64(b[16:]), BodyLen: int64(le.Uint64(b[24:])), BodyCRC: le.Uint32(b[32:]),

@@ -276,7 +276,7 @@ func (g *snapshotGroup) straighten(ctx context.Context, v volumeRecord) error {
 	p.mu.Lock()
 	w := wanted{v, p.ref(v.UUID, ""), p.place.volumeTable(&v, p.meta.position(v.Position))}
 	p.mu.Unlock()
-	again, err := p.prepareDevice(ctx, w)
+	again, _, err := p.prepareDevice(ctx, w)
 	if err == nil && again {
 		err = p.kernel.Resume(ctx, w.ref)
 	}
