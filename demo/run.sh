@@ -20,6 +20,7 @@ fail() {
 	printf '  %s  %s\n' "$(ink 31 FAILED)" "$*" >&2
 	exit 1
 }
+agent() { swapback-agent --state-dir "$work/state" --log-dir "$work/log" --run-dir "$work/run" "$@"; }
 # field FILE NAME: the first value of that name in a JSON file.
 field() { sed -n "s/^ *\"$2\": \"*\\([^\",]*\\)\"*,*\$/\\1/p" "$1" | head -n 1; }
 # picture NAME: which extents belong to which volume now.
@@ -38,7 +39,7 @@ cleanup() {
 	done
 	kill $daemon 2>/dev/null || true
 	wait $daemon 2>/dev/null || true
-	rm -rf "$work"
+	rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
 tries=0
@@ -77,15 +78,17 @@ steps:
     run: $demo/steps/report.sh $mnt/ledger.db
 YAML
 cat "$work/job.yaml"
-swapback-agent check "$work/job.yaml"
+agent check "$work/job.yaml"
 echo "Extents before:"
 picture before
 
 title "Running it"
-swapback-agent run "$work/job.yaml"
+agent run "$work/job.yaml"
 
 title "Extents after: the name shows other extents, the failed ones are kept"
 picture after
+title "What each part took"
+sed -n 's/^ *[0-9.]*s  //; /^  *\(save point\|recovery\|  [a-z]\).* s\( \|$\)/p' "$work"/log/end-of-day/*.log
 title "Proofs"
 swapback volume show ledger --json >"$work/ledger.json"
 [ "$(field "$work/ledger.json" device)" = "$device" ] || fail "the ledger has another device name"
