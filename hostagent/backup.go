@@ -47,7 +47,12 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 			return b, fmt.Errorf("back up volume %s: %w", full(v), err)
 		}
 	}
-	snap, end, err := o.Service.OpenSnapshot(ctx, api.SnapshotRequest{Volumes: ids(volumes), COWSize: o.COWSize})
+	var snap api.Snapshot
+	var end func(context.Context) error
+	err = retryBusy(ctx, func() (err error) { // another backup, perhaps
+		snap, end, err = o.Service.OpenSnapshot(ctx, api.SnapshotRequest{Volumes: ids(volumes), COWSize: o.COWSize})
+		return err
+	})
 	if err != nil {
 		return b, fmt.Errorf("back up %s: %w", list(volumes), err)
 	}

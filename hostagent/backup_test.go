@@ -85,6 +85,21 @@ func TestBackupFailures(t *testing.T) {
 	}
 }
 
+func TestBackupWaitsForAnother(t *testing.T) {
+	w := newWorld(t, 100, "a")
+	tries := 0
+	w.svc.Before = func(m, _ string) error {
+		if m == "OpenSnapshot" {
+			tries++
+			return when(tries < 3, &api.Error{Code: api.CodeBusy, Message: "busy"})
+		}
+		return nil
+	}
+	if w.backup("a"); tries != 3 {
+		t.Errorf("%d tries", tries)
+	}
+}
+
 func TestBackupCancelled(t *testing.T) {
 	w := newWorld(t, 100, "a")
 	ctx, cancel := context.WithCancel(t.Context())

@@ -9,12 +9,8 @@ import (
 	"github.com/swapback/swapback/api"
 )
 
-const (
-	// busyTime bounds the wait for another operation on a volume to end.
-	busyTime = 30 * time.Second
-	// defaultAnswerWait is that of [RecoverOptions].
-	defaultAnswerWait = 2 * time.Minute
-)
+// defaultAnswerWait is that of [RecoverOptions].
+const defaultAnswerWait = 2 * time.Minute
 
 // unknownError: nobody could say whether the swap happened.
 type unknownError struct{ swap, look error }
@@ -34,19 +30,11 @@ func (r *recovery) swap(ctx context.Context) error {
 			A: v.UUID, B: s.UUID, ExpectA: v.Position.Generation, ExpectB: s.Position.Generation,
 		})
 	}
-	wait, cancel := context.WithTimeout(ctx, busyTime)
-	defer cancel()
 	var result api.SwapResult
-	err := poll(wait, func() (bool, error) {
-		var err error
+	// A snapshot that is just being removed, for instance, passes.
+	err := retryBusy(ctx, func() (err error) {
 		result, err = r.o.Service.Swap(ctx, req)
-		// Another operation on one of the volumes, a snapshot that is just
-		// being removed for instance, passes.
-		if api.CodeOf(err) == api.CodeBusy && wait.Err() == nil {
-			r.log.Debug("volumes are busy, trying the swap again", "err", err)
-			return false, nil
-		}
-		return true, err
+		return err
 	})
 	if err == nil {
 		r.result.Swap = result

@@ -71,6 +71,25 @@ func poll(ctx context.Context, done func() (bool, error)) error {
 	}
 }
 
+// busyTime bounds the wait for another operation on a volume to end.
+const busyTime = 30 * time.Second
+
+// retryBusy calls f until it answers something else than busy, for a while. The
+// last answer is the one that counts.
+func retryBusy(ctx context.Context, f func() error) error {
+	for deadline := time.Now().Add(busyTime); ; {
+		err := f()
+		if api.CodeOf(err) != api.CodeBusy || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
 func logger(l *slog.Logger) *slog.Logger {
 	if l == nil {
 		return slog.New(slog.DiscardHandler)

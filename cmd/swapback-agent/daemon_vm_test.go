@@ -30,6 +30,7 @@ const MiB = int64(1) << 20
 type machine struct {
 	t      *testing.T
 	dir    string
+	disks  []string
 	client *api.Client
 	daemon *exec.Cmd
 	log    *lockedBuffer
@@ -49,20 +50,9 @@ func newMachine(t *testing.T) *machine {
 		}
 	}
 	m.client = api.NewClient(m.path("sock"))
-	args := []string{"--socket", m.path("sock"), "--run-dir", m.path("run"), "--link-dir", m.path("dev"), "--on-exit", "stop"}
-	for _, d := range disks {
-		args = append(args, "--disk", d)
-	}
-	m.daemon = exec.Command("swapbackd", args...)
-	m.daemon.Stderr = m.log
-	if err := m.daemon.Start(); err != nil {
-		t.Fatalf("swapbackd: %v (the harness puts it on PATH)", err)
-	}
+	m.disks = disks
+	m.startDaemon()
 	t.Cleanup(m.finish)
-	m.wait("swapbackd to answer", func() bool {
-		_, err := m.client.Info(t.Context())
-		return err == nil
-	})
 	if _, err := m.client.CreatePool(t.Context(), api.CreatePoolRequest{Name: "tank", Disks: disks, Force: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +64,24 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// startDaemon starts swapbackd and waits until it answers.
+func (m *machine) startDaemon() {
+	m.t.Helper()
+	args := []string{"--socket", m.path("sock"), "--run-dir", m.path("run"), "--link-dir", m.path("dev"), "--on-exit", "stop"}
+	for _, d := range m.disks {
+		args = append(args, "--disk", d)
+	}
+	m.daemon = exec.Command("swapbackd", args...)
+	m.daemon.Stderr = m.log
+	if err := m.daemon.Start(); err != nil {
+		m.t.Fatalf("swapbackd: %v (the harness puts it on PATH)", err)
+	}
+	m.wait("swapbackd to answer", func() bool {
+		_, err := m.client.Info(m.t.Context())
+		return err == nil
+	})
 }
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }

@@ -329,6 +329,69 @@ steps:
 	}
 }
 
+// TestOutputGoesAway: who reads the output goes away in the middle, as with
+// "| head"; the job goes on and recovers.
+func TestOutputGoesAway(t *testing.T) {
+	m := newMachine(t)
+	m.volume("db", "ext4", 32*MiB)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	cmd := m.command("run", m.job(`
+volumes: [{name: db, mount: $DIR/db}]
+steps: [{name: one, run: 'echo "try $SWAPBACK_ATTEMPT" > $DIR/db/data; test $SWAPBACK_ATTEMPT = 2', retries: 1}]
+`))
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	m.holds("db", "data", "try 2")
+}
+
+// TestDaemonKilledUnderAJob: the daemon dies while a step runs and is started
+// again; the step, and the recovery after it, see a pause.
+func TestDaemonKilledUnderAJob(t *testing.T) {
+	m := newMachine(t)
+	m.volume("db", "ext4", 32*MiB)
+	log := &lockedBuffer{}
+	cmd := m.command("run", m.job(`
+volumes: [{name: db, mount: $DIR/db}]
+steps:
+  - {name: make, run: echo good > $DIR/db/data}
+  - name: spoil
+    save_point: true
+    run: |
+      touch $DIR/up
+      until [ -e $DIR/killed ]; do sleep 0.05; done
+      echo bad > $DIR/db/data
+      touch $DIR/spoilt
+      exit 1
+`))
+	cmd.Stdout = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.wait("the step to run", func() bool { return m.exists("up") })
+	if err := m.daemon.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	m.daemon.Wait()
+	if err := os.WriteFile(m.path("killed"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.wait("the agent to miss the daemon", func() bool { return strings.Contains(log.String(), "waiting for it") })
+	m.startDaemon()
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != runner.ExitFailed {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	m.holds("db", "data", "good")
+	m.holds("db-spare", "data", "bad")
+}
+
 // TestStopSignal: SIGTERM stops the step and brings the volume back.
 func TestStopSignal(t *testing.T) {
 	m := newMachine(t)

@@ -37,12 +37,18 @@ type Options struct {
 	// UnmountWait bounds how long an unmount is tried again while the
 	// filesystem is busy; default 15 s.
 	UnmountWait time.Duration
-	Logger      *slog.Logger
+	// DaemonWait bounds the wait for a daemon that does not answer when a
+	// save point or a recovery is due; default two minutes.
+	DaemonWait time.Duration
+	Logger     *slog.Logger
 }
 
 func (o *Options) setDefaults() {
 	if o.UnmountWait == 0 {
 		o.UnmountWait = 15 * time.Second
+	}
+	if o.DaemonWait == 0 {
+		o.DaemonWait = 2 * time.Minute
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

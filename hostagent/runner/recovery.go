@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/hostagent"
 	"github.com/swapback/swapback/hostagent/job"
 	"github.com/swapback/swapback/hostagent/story"
@@ -69,17 +70,24 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 		Text: fmt.Sprintf("putting %s back to the save point before step %s", strings.Join(s.Recover, ", "), r.job.Steps[r.saved].Name),
 	})
 	rec := Recovery{Step: s.Name}
+	// Without the daemon even an unmount would wait for ever: its devices hold
+	// their I/O until it is back.
+	if err := r.awaitDaemon(ctx); err != nil {
+		return err
+	}
 	var mounted []*volume
 	var uuids []string
 	for _, v := range vols {
 		uuids = append(uuids, v.v.UUID)
-		if !v.mounted {
-			continue
+		if v.mounted {
+			mounted = append(mounted, v)
 		}
+	}
+	// The last first: one may be mounted below another.
+	for _, v := range slices.Backward(mounted) {
 		if err := r.unmount(ctx, v); err != nil {
 			return err
 		}
-		mounted = append(mounted, v)
 	}
 	rec.UnmountSeconds = time.Since(start).Seconds()
 	var err error
@@ -117,6 +125,26 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 		Text: fmt.Sprintf("recovered in %s; I/O was paused for %s", seconds(rec.WholeSeconds), seconds(rec.Swap.Pause)),
 	})
 	return nil
+}
+
+// awaitDaemon waits for a daemon that does not answer, as while it is restarted.
+func (r *run) awaitDaemon(ctx context.Context) error {
+	wait, cancel := context.WithTimeout(ctx, r.o.DaemonWait)
+	defer cancel()
+	for told := false; ; told = true {
+		_, err := r.o.Service.Info(wait)
+		if api.CodeOf(err) != api.CodeUnavailable {
+			return nil // any other trouble is told by what comes next
+		}
+		if !told {
+			r.story.Tell(story.Event{Event: story.Note, Text: "swapbackd does not answer; waiting for it"})
+		}
+		select {
+		case <-wait.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 func (r *run) toRecover(names []string) []*volume {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -261,7 +262,7 @@ func (r *run) end(ctx context.Context, code int, outcome string) Result {
 		r.forget(ctx)
 	}
 	if !r.leaveAsIs {
-		for _, v := range r.vols {
+		for _, v := range slices.Backward(r.vols) {
 			if err := r.putAway(context.WithoutCancel(ctx), v); err != nil {
 				r.warn("%v", err)
 			}

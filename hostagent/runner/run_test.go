@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/hostagent/job"
@@ -378,6 +379,33 @@ func TestDaemonAway(t *testing.T) {
 	var re *RefusedError
 	if _, err := Run(t.Context(), w.stop, o); !errors.As(err, &re) {
 		t.Errorf("run: %v", err)
+	}
+}
+
+// TestDaemonRestarts: a daemon that is away when a recovery is due is waited
+// for.
+func TestDaemonRestarts(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		away int
+		code int
+	}{{"for a while", 3, ExitFailed}, {"for good", 1 << 20, ExitNotRestored}} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, 10, "db")
+			o := w.options("[{name: db}]", "steps: [{name: one, run: 'put $SWAPBACK_DEVICE_DB bad; touch failed; exit 1'}]")
+			o.DaemonWait = time.Second
+			left := c.away
+			w.svc.Before = func(m, _ string) error {
+				if _, err := os.Stat(filepath.Join(w.dir, "failed")); err != nil || left == 0 {
+					return nil
+				}
+				if m == "Info" {
+					left--
+				}
+				return &api.Error{Code: api.CodeUnavailable, Message: "no swapbackd"}
+			}
+			w.run(o, c.code, "swapbackd does not answer; waiting for it")
+		})
 	}
 }
 

@@ -25,6 +25,9 @@ func (r *run) savePoint(i int) error {
 	for _, v := range r.vols {
 		names = append(names, v.v.UUID)
 	}
+	if err := r.awaitDaemon(r.soft); err != nil {
+		return err
+	}
 	b, err := hostagent.Backup(r.soft, hostagent.BackupOptions{
 		Service: r.o.Service, Repo: r.repo, Volumes: names,
 		Comment: "save point before step " + s.Name, Tags: []string{savePointTag},

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 // volume is a volume of the job during a run.
 type volume struct {
 	want job.Volume
+	dir  string     // want.Mount without symbolic links, as the kernel knows it
 	v    api.Volume // as it was when the run began
 	// attached: by us, so it is detached at the end.
 	attached bool
@@ -34,7 +37,10 @@ func (v *volume) full() string { return v.v.Pool + "/" + v.v.Name }
 // find looks at how the volume is mounted already. Anything that the job could
 // not undo before a swap is an error.
 func (v *volume) find(ctx context.Context, svc api.Service) error {
-	v.fstype, v.options = v.want.FSType, v.want.Options
+	v.fstype, v.options, v.dir = v.want.FSType, v.want.Options, v.want.Mount
+	if real, err := filepath.EvalSymlinks(v.want.Mount); err == nil {
+		v.dir = real // a mount point that is not there is told later
+	}
 	if v.v.Device == "" {
 		return nil
 	}
@@ -47,7 +53,7 @@ func (v *volume) find(ctx context.Context, svc api.Service) error {
 		return fmt.Errorf("volume %s: %w", v.full(), err)
 	}
 	for _, m := range mounts {
-		if v.want.Mount == "" || m.Dir != v.want.Mount {
+		if v.want.Mount == "" || m.Dir != v.dir {
 			return &api.Error{
 				Code:    api.CodeInUse,
 				Message: fmt.Sprintf("volume %s is mounted on %s, and the job does not say so", v.full(), m.Dir),
@@ -67,7 +73,7 @@ func (v *volume) find(ctx context.Context, svc api.Service) error {
 		return fmt.Errorf("who holds volume %s: %w", v.full(), err)
 	}
 	if v.mounted {
-		held = withoutOneMount(held)
+		held = v.withoutOwnMount(held)
 	}
 	if len(held) > 0 {
 		return &api.Error{
@@ -78,19 +84,13 @@ func (v *volume) find(ctx context.Context, svc api.Service) error {
 	return nil
 }
 
-// withoutOneMount leaves out the mount that is the job's own. A second one, in
-// another mount namespace, stays.
-func withoutOneMount(held []api.Holder) []api.Holder {
-	var rest []api.Holder
-	own := false
-	for _, h := range held {
-		if h.Kind == "mount" && !own {
-			own = true
-			continue
-		}
-		rest = append(rest, h)
-	}
-	return rest
+// withoutOwnMount leaves out the mount that the job knows of. On most machines
+// it is there once more in the mount namespaces of services, under the same
+// directory, and is unmounted there together with ours.
+func (v *volume) withoutOwnMount(held []api.Holder) []api.Holder {
+	return slices.DeleteFunc(held, func(h api.Holder) bool {
+		return h.Kind == "mount" && (strings.HasSuffix(h.Detail, "mounted on "+v.dir) || strings.Contains(h.Detail, "mounted on "+v.dir+" "))
+	})
 }
 
 func deviceNumber(path string) (uint64, error) {
@@ -127,7 +127,7 @@ func (r *run) mount(v *volume) error {
 		}
 		v.fstype = fstype
 	}
-	if err := mount.Mount(v.v.Device, v.want.Mount, v.fstype, v.options); err != nil {
+	if err := mount.Mount(v.v.Device, v.dir, v.fstype, v.options); err != nil {
 		return fmt.Errorf("volume %s: %w", v.full(), err)
 	}
 	v.mounted = true
@@ -171,7 +171,7 @@ func (r *run) unmount(ctx context.Context, v *volume) error {
 	}
 	wait, cancel := context.WithTimeout(ctx, r.o.UnmountWait)
 	defer cancel()
-	if err := mount.Unmount(wait, v.want.Mount); err != nil {
+	if err := mount.Unmount(wait, v.dir); err != nil {
 		users, uerr := mount.Users(ctx, number)
 		if uerr != nil {
 			r.o.Logger.Warn("looking for who keeps the filesystem busy", "err", uerr)
