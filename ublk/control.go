@@ -252,8 +252,7 @@ func (c *Control) updateSize(ctx context.Context, id int, sectors uint64) error 
 	return c.do(ctx, "UPDATE_SIZE", cmdUpdateSize, id, ctrlCmd{Data: sectors}, nil)
 }
 
-// do fills in the common parts of a command and runs it. buf travels both ways;
-// it must not be used again after an error, when the driver may still hold it.
+// do fills in the common parts of a command and runs it. buf travels both ways.
 func (c *Control) do(ctx context.Context, name string, op uint32, id int, cmd ctrlCmd, buf []byte) error {
 	cmd.DevID = uint32(id)
 	if id < 0 {

@@ -47,10 +47,20 @@ type controlWorker struct {
 	// Of the worker goroutine only:
 	ring *uring.Ring
 	next uint64
-	// lost keeps the buffers of commands that did not answer in time: the
-	// driver may still write to them. They are let go when the answer comes.
-	lost map[uint64]*runtime.Pinner
+	// mem holds the buffers of commands, one per submission entry. It is mapped
+	// memory, because the driver may write to a buffer long after its command
+	// was given up: such a slot is lost until the answer comes, and the mapping
+	// stays when the process closes the Control before.
+	mem  []byte
+	free []int          // slots not in use
+	lost map[uint64]int // by user data
 }
+
+const (
+	controlEntries = 32
+	// controlSlot holds a path and the largest payload, ublk_params.
+	controlSlot = 256
+)
 
 func startControlWorker(f *os.File, timeout time.Duration, log *slog.Logger) (*controlWorker, error) {
 	w := &controlWorker{
@@ -58,7 +68,7 @@ func startControlWorker(f *os.File, timeout time.Duration, log *slog.Logger) (*c
 		calls: make(chan *controlCall),
 		quit:  make(chan struct{}),
 		ended: make(chan struct{}),
-		lost:  map[uint64]*runtime.Pinner{},
+		lost:  map[uint64]int{},
 	}
 	ready := make(chan error)
 	go w.loop(ready)
@@ -96,13 +106,11 @@ func (w *controlWorker) loop(ready chan<- error) {
 	defer w.file.Close()
 	// Refused without CAP_SYS_RESOURCE, and only a help then.
 	_ = SetIOFlusher()
-	ring, err := uring.New(32, uring.SetupSQE128)
-	if err != nil {
-		ready <- fmt.Errorf("ublk: control ring: %w", err)
+	if err := w.setup(); err != nil {
+		ready <- err
 		return
 	}
-	w.ring = ring
-	defer ring.Close()
+	defer w.end()
 	ready <- nil
 	for {
 		select {
@@ -115,19 +123,51 @@ func (w *controlWorker) loop(ready chan<- error) {
 	}
 }
 
+func (w *controlWorker) setup() error {
+	mem, err := unix.Mmap(-1, 0, controlEntries*controlSlot, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return fmt.Errorf("ublk: control buffers: %w", err)
+	}
+	ring, err := uring.New(controlEntries, uring.SetupSQE128)
+	if err != nil {
+		_ = unix.Munmap(mem)
+		return fmt.Errorf("ublk: control ring: %w", err)
+	}
+	w.mem, w.ring = mem, ring
+	for slot := range controlEntries {
+		w.free = append(w.free, slot)
+	}
+	return nil
+}
+
+func (w *controlWorker) end() {
+	w.ring.Close()
+	if len(w.lost) == 0 {
+		_ = unix.Munmap(w.mem)
+	}
+}
+
 func (w *controlWorker) execute(call *controlCall) error {
 	if err := call.ctx.Err(); err != nil {
 		return fmt.Errorf("ublk %s: %w", call.name, err)
 	}
+	if len(call.buf) > controlSlot {
+		return fmt.Errorf("ublk %s: payload of %d bytes", call.name, len(call.buf))
+	}
+	if len(w.free) == 0 {
+		return fmt.Errorf("ublk %s: %d commands have not answered: %w", call.name, len(w.lost), ErrTimeout)
+	}
 	sqe := w.ring.NextSQE128()
 	if sqe == nil {
-		return fmt.Errorf("ublk %s: control ring is full of commands without an answer: %w", call.name, ErrTimeout)
+		return fmt.Errorf("ublk %s: the control ring is full: %w", call.name, ErrTimeout)
 	}
-	pin := &runtime.Pinner{}
-	if len(call.buf) > 0 {
-		pin.Pin(&call.buf[0])
-		call.cmd.Addr = uint64(uintptr(unsafe.Pointer(&call.buf[0])))
-		call.cmd.Len = uint16(len(call.buf))
+	slot := w.free[len(w.free)-1]
+	w.free = w.free[:len(w.free)-1]
+	mem := w.mem[slot*controlSlot:][:len(call.buf)]
+	if len(mem) > 0 {
+		copy(mem, call.buf)
+		call.cmd.Addr = uint64(uintptr(unsafe.Pointer(&mem[0])))
+		call.cmd.Len = uint16(len(mem))
 	}
 	w.next++
 	id := w.next
@@ -137,11 +177,12 @@ func (w *controlWorker) execute(call *controlCall) error {
 
 	res, err := w.await(call, id)
 	if err != nil {
-		w.lost[id] = pin
+		w.lost[id] = slot
 		w.log.Error("ublk control command did not answer", "command", call.name, "device", call.id, "error", err)
 		return err
 	}
-	pin.Unpin()
+	copy(call.buf, mem)
+	w.free = append(w.free, slot)
 	if res < 0 {
 		return &CommandError{Command: call.name, ID: call.id, Errno: unix.Errno(-res)}
 	}
@@ -163,9 +204,9 @@ func (w *controlWorker) await(call *controlCall, id uint64) (int32, error) {
 			if got == id {
 				return res, nil
 			}
-			if pin := w.lost[got]; pin != nil {
-				pin.Unpin()
+			if slot, ok := w.lost[got]; ok {
 				delete(w.lost, got)
+				w.free = append(w.free, slot)
 			}
 		}
 		if err := call.ctx.Err(); err != nil {

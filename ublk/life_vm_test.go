@@ -170,18 +170,21 @@ func TestStopRefusesWhatIsHeld(t *testing.T) {
 	result := make(chan unix.Errno, 1)
 	go func() { result <- c.write(0, 4096, 0) }()
 	eventually(t, "held", func() bool { return d.Stats().HeldNow == 1 })
+	var answer unix.Errno
 	go func() {
-		// Only the opener that this test needs keeps the device from going.
-		<-d.Done()
+		// An opener keeps the device from going.
+		answer = <-result
 		unix.Close(c.fd)
-		c.fd = -1
+		close(result)
 	}()
 	if err := d.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if e := <-result; e != unix.EBUSY {
-		t.Errorf("the held write: %v, want EBUSY", e)
+	<-result
+	if answer != unix.EBUSY {
+		t.Errorf("the held write: %v, want EBUSY", answer)
 	}
+	c.fd = -1
 }
 
 // Another process (here another Control) may stop and delete a device.

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"unsafe"
@@ -48,8 +47,8 @@ type queueConfig struct {
 }
 
 // queue serves one hardware queue. All fields but the published ones belong to
-// its goroutine, which is locked to its thread for life: the driver accepts
-// commits only from the task that fetched.
+// its thread, which serves nothing else: the driver accepts commits only from
+// the task that fetched.
 type queue struct {
 	queueConfig
 
@@ -212,7 +211,11 @@ func (q *queue) bufferAddr(tag uint16) uintptr {
 // leave and nothing is in flight, or the ring breaks.
 func (q *queue) run() error {
 	for q.live > 0 {
-		if err := q.ring.Enter(1); err != nil {
+		wait := uint32(1)
+		if len(q.held) > 0 && (stateOf(q.word) == gateServe || stateOf(q.word) == gateRefuse) {
+			wait = 0 // a panic kept the last turn from getting through the list
+		}
+		if err := q.ring.Enter(wait); err != nil {
 			return err
 		}
 		q.turn()
@@ -262,13 +265,14 @@ func (q *queue) recovered() {
 
 func (q *queue) observeGate() {
 	word := q.gate.word.Load()
-	if word == q.word {
+	if word == q.word && len(q.held) == 0 {
 		return
 	}
 	q.word = word
 	switch stateOf(word) {
 	case gateServe:
-		// Taken off the list one by one, so that a panic loses none.
+		// Taken off the list one by one, so that a panic loses none: the next
+		// turn goes on with the rest.
 		for len(q.held) > 0 {
 			tag := q.takeHeld()
 			q.issue(tag)
@@ -310,34 +314,9 @@ func tell(c chan<- struct{}) {
 	}
 }
 
-// end gives everything back. Buffers that somebody may still write to are left
-// mapped: those of backend I/O in flight (only after the ring broke), and those
-// of a ring without deferred task work, where the driver may deliver a request
-// to this thread during any system call.
-func (q *queue) end() {
-	safe := q.flight == 0
-	if q.ring != nil {
-		safe = safe && q.ring.Flags()&uring.SetupDeferTaskrun != 0
-		q.ring.Close()
-	}
-	if q.mem != nil && safe {
-		_ = unix.Munmap(q.mem)
-	}
-	if q.descMem != nil {
-		_ = unix.Munmap(q.descMem)
-	}
-	q.stats.inFlight.Store(0)
-	q.stats.heldNow.Store(0)
-	q.acked.Store(ackEnded)
-	tell(q.changed)
-}
-
-// serve is the queue's goroutine. ready hears once whether the FETCHes are in.
+// serve is the queue's life, on a thread of its own. ready hears once whether
+// the FETCHes are in.
 func (q *queue) serve(ready chan<- error) error {
-	// Never unlocked: when the goroutine ends the thread ends with it, and the
-	// kernel cancels the commands that it left in the ring.
-	runtime.LockOSThread()
-	defer q.end()
 	if err := q.setup(); err != nil {
 		err = fmt.Errorf("ublk: queue %d: %w", q.id, err)
 		ready <- err
@@ -348,4 +327,23 @@ func (q *queue) serve(ready chan<- error) error {
 		return fmt.Errorf("ublk: queue %d: %w", q.id, err)
 	}
 	return nil
+}
+
+// end gives everything back, once the queue's thread is gone (see onOwnThread),
+// so that the driver delivers nothing into the buffers any more. Those with
+// backend I/O in flight, which is so only after the ring broke, stay mapped.
+func (q *queue) end() {
+	if q.ring != nil {
+		q.ring.Close()
+	}
+	if q.mem != nil && q.flight == 0 {
+		_ = unix.Munmap(q.mem)
+	}
+	if q.descMem != nil {
+		_ = unix.Munmap(q.descMem)
+	}
+	q.stats.inFlight.Store(uint64(q.flight))
+	q.stats.heldNow.Store(0)
+	q.acked.Store(ackEnded)
+	tell(q.changed)
 }

@@ -171,7 +171,10 @@ func (d *Device) startQueues(ctx context.Context) error {
 	errs := make([]error, len(d.queues))
 	var running sync.WaitGroup
 	for i, q := range d.queues {
-		running.Go(func() { errs[i] = q.serve(ready) })
+		running.Go(func() {
+			onOwnThread(func() { errs[i] = q.serve(ready) })
+			q.end()
+		})
 	}
 	go func() {
 		running.Wait()
@@ -280,23 +283,35 @@ func (d *Device) adopt(ctx context.Context, o Options) error {
 	return d.afterStart(ctx)
 }
 
+// settle is how long a device has been quiesced before it is adopted. Kernel
+// 6.12 queues its quiesce work once per dying queue; a straggler that ran after
+// the recovery would quiesce the successor.
+const settle = 2 * pollInterval
+
 // beginRecovery asks until the driver has seen the predecessor go.
 func (d *Device) beginRecovery(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, d.ctl.worker.timeout)
 	defer cancel()
+	wait := pollInterval
 	for {
-		err := d.ctl.startRecovery(ctx, d.info.ID)
-		if err == nil {
-			return nil
+		info, err := d.ctl.Info(ctx, d.info.ID)
+		switch {
+		case err == nil && info.State != StateLive && wait == settle:
+			err = d.ctl.startRecovery(ctx, d.info.ID)
+			if err == nil {
+				return nil
+			}
+		case err == nil && info.State != StateLive:
+			wait = settle
 		}
-		if !errors.Is(err, ErrBusy) {
+		if err != nil && !errors.Is(err, ErrBusy) && ctx.Err() == nil {
 			return fmt.Errorf("ublk: adopting device %d: %w", d.info.ID, err)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("ublk: adopting device %d: its server, process %d, still serves it: %w (%w)",
-				d.info.ID, d.info.PID, err, ctx.Err())
-		case <-time.After(pollInterval):
+			return fmt.Errorf("ublk: adopting device %d: its server, process %d, has not let go of it: %w (%w)",
+				d.info.ID, d.info.PID, ErrBusy, ctx.Err())
+		case <-time.After(wait):
 		}
 	}
 }
