@@ -123,7 +123,11 @@ func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error)
 		inside[i] = quote(a)
 	}
 	vm := filepath.Join(filepath.Dir(self), "vm")
-	cmd := exec.CommandContext(ctx, vm, "-again", "-kernel", o.kernel, "--", strings.Join(inside, " "))
+	args := []string{"-again", "-kernel", o.kernel}
+	if os.Getenv("VM_TIMEOUT") == "" {
+		args = append(args, "-timeout", "1h") // each package has a limit of its own
+	}
+	cmd := exec.CommandContext(ctx, vm, append(args, "--", strings.Join(inside, " "))...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has a machine to end
 	err = cmd.Run()
