@@ -18,11 +18,14 @@ import (
 //	"pool":{"uuid":…,"name":…,"created":…,"extent_size":…},
 //	"members":[
 //	{"uuid":…,"index":0,"extents":…,"data_offset":…,"path":…}
-//	],"volumes":[
+//	],
+//	"volumes":[
 //	{"uuid":…,"name":…,"size":…,"created":…,"position":…,"device_number":…,"attached":…,"read_only":…}
-//	],"positions":[
+//	],
+//	"positions":[
 //	{"id":…,"generation":…,"stripe_size":…,"segments":["256@0:12"],"descends_from":…,"quarantine":{…}}
-//	],"snapshots":[
+//	],
+//	"snapshots":[
 //	{"volume":…,"opened":…,"segments":[…]}
 //	]}
 //
@@ -98,10 +101,12 @@ func (p *positionRecord) stripes() int {
 func (m *metadata) encode() ([]byte, error) {
 	var b bytes.Buffer
 	var errs []error
+	// What users write stays as they wrote it: this is no web page.
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
 	line := func(v any) {
-		out, err := json.Marshal(v)
-		errs = append(errs, err)
-		b.Write(out)
+		errs = append(errs, enc.Encode(v))
+		b.Truncate(max(b.Len()-1, 0)) // the encoder's newline
 	}
 	fmt.Fprintf(&b, `{"swapback":%d,"generation":%d,`+"\n"+`"pool":`, m.Version, m.Generation)
 	line(m.Pool)
