@@ -47,6 +47,7 @@ type run struct {
 	res   Result
 	// soft is over when the run is asked to stop; a recovery goes on then.
 	soft context.Context
+	stop <-chan struct{}
 
 	saved      int  // index of the step that the last save point is before, -1 for none
 	fresh      bool // the volumes have just been brought back to the save point
@@ -64,7 +65,7 @@ type run struct {
 // in the result too.
 func Run(ctx context.Context, stop <-chan struct{}, o Options) (Result, error) {
 	o.setDefaults()
-	r := &run{o: o, job: o.Job, saved: -1, failures: map[int]int{}, attempts: map[int]int{}}
+	r := &run{o: o, job: o.Job, stop: stop, saved: -1, failures: map[int]int{}, attempts: map[int]int{}}
 	r.res = Result{Job: o.Job.Name, ExitCode: ExitRefused, SavePoints: []SavePointTime{}, Steps: []StepTime{}, Recoveries: []Recovery{}}
 	soft, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -194,11 +195,15 @@ func (r *run) all(ctx context.Context) (int, string) {
 	}
 	for i := 0; i < len(r.job.Steps); {
 		s := r.job.Steps[i]
-		if r.soft.Err() != nil {
-			return ExitNotRestored, fmt.Sprintf("stopped before step %s; the volumes hold the work of the steps before it", r.title(i))
+		if r.stopping() {
+			return ExitNotRestored, r.stoppedText(i)
 		}
 		if s.SavePoint && !(r.fresh && r.saved == i) {
-			if err := r.savePoint(i); err != nil {
+			err := r.savePoint(i)
+			if err != nil && r.stopping() {
+				return ExitNotRestored, r.stoppedText(i)
+			}
+			if err != nil {
 				return ExitNotRestored, fmt.Sprintf("no save point could be taken before step %s, so it was not started; the volumes hold the work of the steps before it: %v", r.title(i), err)
 			}
 		}
@@ -215,6 +220,21 @@ func (r *run) all(ctx context.Context) (int, string) {
 		i = r.saved
 	}
 	return ExitDone, r.doneText()
+}
+
+// stopping tells whether the run was asked to stop. The channel counts beside
+// the context: that follows it a moment later.
+func (r *run) stopping() bool {
+	select {
+	case <-r.stop:
+		return true
+	default:
+		return r.soft.Err() != nil
+	}
+}
+
+func (r *run) stoppedText(i int) string {
+	return fmt.Sprintf("stopped before step %s; the volumes hold the work of the steps before it", r.title(i))
 }
 
 func (r *run) doneText() string {
