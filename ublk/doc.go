@@ -75,8 +75,10 @@
 // seconds; 7.3 does not wait.
 //
 // STOP_DEV fails what is in the page cache of the device; sync first. Teardown
-// keeps to this order: STOP_DEV, serve until every tag was aborted, close rings
-// and mappings and the char device, DEL_DEV_ASYNC, wait until the number is free.
+// keeps to this order: STOP_DEV, serve until every tag was aborted, end the queue
+// threads, close rings and mappings and the char device, DEL_DEV_ASYNC, wait until
+// the number is free. onOwnThread says why no ring is closed before its thread has
+// ended.
 //
 // # Memory and deadlock
 //
