@@ -26,6 +26,11 @@ type export struct {
 	failed   error // why a volume that should be served is not
 }
 
+// maxIOBytes is the largest request of a volume's device. Every request that can
+// be in flight owns a pinned buffer of this size, 8 MiB per queue at the default
+// depth: larger ones would not let a machine serve a hundred volumes.
+const maxIOBytes = 128 << 10
+
 // tagMagic marks the ublk devices that are swapback's, in the upper 16 bits of
 // the tag. 24 bits each of a checksum over the pool's and the volume's UUID
 // follow, so that a device is adopted for the volume it was made for only.
@@ -68,7 +73,8 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	readOnly := t.info.ReadOnly || t.info.Position.Quarantine != nil
 	opt := ublk.Options{
 		ID: wanted, Queues: c.opt.Queues, Depth: c.opt.Depth,
-		ReadOnly: readOnly, Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
+		MaxIOBytes: maxIOBytes,
+		ReadOnly:   readOnly, Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
 		// What looks like a partition table in failed data is nobody's to use.
 		NoPartitionScan: t.info.Position.Quarantine != nil,
 	}
