@@ -15,7 +15,7 @@ type dmDevice = dm.Device
 
 // emptyPool is metadata with members of these numbers of extents.
 func emptyPool(extents ...int64) *metadata {
-	m := &metadata{Version: 1, Pool: poolRecord{UUID: goldenPool, Name: "tank", Created: goldenTime, ExtentSize: 1 << 20}}
+	m := &metadata{Version: 1, Generation: 1, Pool: poolRecord{UUID: goldenPool, Name: "tank", Created: goldenTime, ExtentSize: 1 << 20}}
 	for i, n := range extents {
 		m.Members = append(m.Members, memberRecord{UUID: newUUID(), Index: i, Extents: n, DataOffset: 4 << 20})
 	}

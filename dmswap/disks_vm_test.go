@@ -208,6 +208,13 @@ func TestVMBadMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := mustCreate(t, p, VolumeSpec{Name: "v", Size: 4 << 20, Stripes: 2})
+	tool(t, "cp", "--sparse=always", files[1], dir+"/old")
+	for i := range 3 {
+		if err := p.SetVolume(ctx, "v", func(a *VolumeAttrs) { a.DeviceNumber = i }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	oldCopy := attachLoop(t, dir+"/old")
 	f := direct(t, v.Device)
 	fill(t, f, 'v', v.Size)
 	f.Close()
@@ -265,6 +272,7 @@ func TestVMBadMembers(t *testing.T) {
 			return err
 		})}, ErrDamaged, "newer swapback"},
 		{"all slots of all members", []string{copyOf(0, 64<<20, bothSlots), copyOf(1, 64<<20, bothSlots)}, ErrDamaged, "no member has a valid metadata slot"},
+		{"an old copy", []string{disks[0], oldCopy}, ErrDamaged, "holds metadata generation"},
 		{"the slots of one member", []string{disks[0], copyOf(1, 64<<20, bothSlots)}, nil, "repaired"},
 		{"a larger disk", []string{disks[0], copyOf(1, 80<<20, nil)}, nil, "opens"},
 		{"in the other order", []string{disks[1], disks[0]}, nil, "opens"},

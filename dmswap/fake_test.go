@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -229,8 +230,26 @@ func (k *fakeKernel) Resume(_ context.Context, ref dm.Ref) error {
 			d.active, d.inactive = d.inactive, nil
 		}
 		d.info.Suspended = false
+		k.snapshotsAreFed()
 		return k.noOverlap()
 	})
+}
+
+// snapshotsAreFed is what must hold whenever I/O can flow: while a snapshot can
+// be read, its volume copies old data into it.
+func (k *fakeKernel) snapshotsAreFed() {
+	for uuid, snap := range k.devices {
+		volume := k.devices[strings.TrimSuffix(uuid, suffixSnap)]
+		if strayKind(uuid) != suffixSnap || snap.info.Suspended || len(snap.active) == 0 || volume == nil || volume.info.Suspended {
+			continue
+		}
+		if _, ok := snap.active[0].Target.(dm.Snapshot); !ok {
+			continue
+		}
+		if _, ok := volume.active[0].Target.(dm.SnapshotOrigin); !ok {
+			panic(fmt.Sprintf("%s can be read while its volume has the table %s", uuid, volume.active))
+		}
+	}
 }
 
 // noOverlap is what must hold whenever I/O can flow: no two volumes' devices

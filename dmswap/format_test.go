@@ -37,7 +37,7 @@ func goldenMetadata() *metadata {
 		"aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa", "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb", "33333333-3333-4333-8333-333333333333"
 	at := func(m int, start int64) SegmentStripe { return SegmentStripe{m, start} }
 	return &metadata{
-		Version: 1, Generation: 42,
+		Version: 1, Generation: 42, Previous: 40,
 		Pool: poolRecord{goldenPool, "tank-1", goldenTime, 4 << 20},
 		Members: []memberRecord{
 			{goldenMember, 0, 1021, 8 << 20, "/dev/nvme0n1"}, {m2, 1, 1021, 8 << 20, "/dev/nvme1n1"},
@@ -182,6 +182,7 @@ func TestLabelsThatLie(t *testing.T) {
 func TestMetadataThatLies(t *testing.T) {
 	for name, change := range map[string]func(m *metadata){
 		"version":                func(m *metadata) { m.Version = 2 },
+		"previous":               func(m *metadata) { m.Previous = 42 },
 		"two owners":             func(m *metadata) { m.Positions[0].Segments[1].Stripes[0].Start = 99 },
 		"snapshot in the way":    func(m *metadata) { m.Snapshots[0].Segments[0].Stripes[0].Start = 10 },
 		"outside the member":     func(m *metadata) { m.Positions[0].Segments[1].Stripes[0].Start = 1000 },

@@ -14,7 +14,7 @@ import (
 // The body of a metadata slot is JSON, one record per line, so that
 // `dd if=DISK bs=4096 skip=3 | less` shows a person what is where:
 //
-//	{"swapback":1,"generation":7,
+//	{"swapback":1,"generation":7,"previous":6,
 //	"pool":{"uuid":…,"name":…,"created":…,"extent_size":…},
 //	"members":[
 //	{"uuid":…,"index":0,"extents":…,"data_offset":…,"path":…}
@@ -29,7 +29,8 @@ import (
 //	{"volume":…,"opened":…,"segments":[…]}
 //	]}
 //
-// Sizes and offsets are bytes. A segment is EXTENTS@MEMBER:START, with
+// Previous is the generation that was committed before this one; numbers of
+// commits that failed are left out. Sizes and offsets are bytes. A segment is EXTENTS@MEMBER:START, with
 // +MEMBER:START for every further stripe. The path of a member is where it was
 // last seen, for people only. A snapshot is the reservation of the extents that
 // an open snapshot keeps old data in; it ends with the process that opened it.
@@ -39,6 +40,7 @@ const metadataVersion = 1
 type metadata struct {
 	Version    int              `json:"swapback"`
 	Generation uint64           `json:"generation"`
+	Previous   uint64           `json:"previous"`
 	Pool       poolRecord       `json:"pool"`
 	Members    []memberRecord   `json:"members"`
 	Volumes    []volumeRecord   `json:"volumes"`
@@ -108,7 +110,7 @@ func (m *metadata) encode() ([]byte, error) {
 		errs = append(errs, enc.Encode(v))
 		b.Truncate(max(b.Len()-1, 0)) // the encoder's newline
 	}
-	fmt.Fprintf(&b, `{"swapback":%d,"generation":%d,`+"\n"+`"pool":`, m.Version, m.Generation)
+	fmt.Fprintf(&b, `{"swapback":%d,"generation":%d,"previous":%d,`+"\n"+`"pool":`, m.Version, m.Generation, m.Previous)
 	line(m.Pool)
 	list := func(name string, n int, at func(i int) any) {
 		fmt.Fprintf(&b, ",\n%q:[", name)
@@ -201,6 +203,9 @@ func drop[T any](list []T, match func(*T) bool) []T {
 func (m *metadata) check() error {
 	if m.Version != metadataVersion {
 		return fmt.Errorf("%w: version %d, this program knows %d", errNewer, m.Version, metadataVersion)
+	}
+	if m.Generation == 0 || m.Previous >= m.Generation {
+		return fmt.Errorf("generation %d after %d", m.Generation, m.Previous)
 	}
 	if !validName(m.Pool.Name) || !validUUID(m.Pool.UUID) {
 		return fmt.Errorf("pool %q %q: bad name or UUID", m.Pool.Name, m.Pool.UUID)

@@ -1,6 +1,7 @@
 package dmswap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -309,6 +310,67 @@ func TestMembersThatDisagree(t *testing.T) {
 	if _, err := w.tryOpen(); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disagree") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestAnOldCopyOfAMember: its metadata could be brought up to date, but not its
+// extents.
+func TestAnOldCopyOfAMember(t *testing.T) {
+	for _, tt := range []struct {
+		commits int
+		opens   bool
+	}{{0, true}, {1, true}, {2, false}, {5, false}} {
+		w := newWorld(t, 8, 8)
+		p := w.open(t)
+		mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+		old := bytes.Clone(w.disks[1].bytes)
+		for i := range tt.commits {
+			if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = i }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		copy(w.disks[1].bytes, old)
+		again, err := w.tryOpen()
+		if (err == nil) != tt.opens {
+			t.Errorf("%d commits later: %v", tt.commits, err)
+		}
+		if err == nil {
+			mustCheck(t, again)
+		} else if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disk1") || !bytes.Equal(w.disks[1].bytes, old) {
+			t.Errorf("%d commits later: %v", tt.commits, err)
+		}
+	}
+}
+
+// TestAMemberNeverMissesTwoCommits: the second header that fails on one member
+// keeps the others from being written.
+func TestAMemberNeverMissesTwoCommits(t *testing.T) {
+	p, w := testPool(t, 8, 8)
+	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+	syncs := 0
+	w.fail = func(what string) error {
+		if what == "sync disk1" {
+			if syncs++; syncs == 2 || syncs == 4 {
+				return errors.New("injected")
+			}
+		}
+		return nil
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 1 }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 2 }); err == nil {
+		t.Fatal("the second commit without the member went through")
+	}
+	w.fail = nil
+	again := w.open(t)
+	mustCheck(t, again)
+	if v, err := again.Volume("a"); err != nil || v.DeviceNumber != 1 {
+		t.Errorf("got %+v, %v", v, err)
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 3 }); err != nil {
+		t.Fatal(err)
+	}
+	mustCheck(t, p)
 }
 
 func TestSnapshotDevices(t *testing.T) {

@@ -28,8 +28,8 @@ import (
 // A commit writes the slot that does not hold the newest generation: first the
 // body, then, when the body is durable on every member, the header. Until the
 // header is whole the slot is not valid, and the other one counts. When a pool
-// is opened the highest valid generation on any member wins, and members that
-// are behind are brought up to it.
+// is opened the highest valid generation on any member wins, and a member that
+// is one commit behind is brought up to it.
 const (
 	slotMagic   = "SWAPMETA"
 	slotVersion = 1

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -72,20 +73,42 @@ func (s *store) load() (*metadata, error) {
 		}
 	}
 	for i, m := range s.members {
-		m.newest, m.spare = -1, 0
-		for j := range 2 {
-			if st := &states[i][j]; st.err == nil && st.header.Generation == best.header.Generation {
-				if st.header.BodyCRC != best.header.BodyCRC {
-					return nil, errf(ErrDamaged, "one of the disks was changed by somebody else or copied back from an old image; leave it out",
-						"pool %s: the members disagree about generation %d (%s)", m.label.PoolName, st.header.Generation, m.path)
-				}
-				m.newest = j
-			} else if st.err == nil {
-				m.spare = 1 - j // keep what is valid
-			}
+		if err := m.place(&states[i], best); err != nil {
+			return nil, err
 		}
 	}
 	return best.meta, nil
+}
+
+// place notes which slot of a member holds the best state, and refuses a member
+// whose metadata can't be the work of a crash. A crash leaves a member at most
+// one commit behind. One that is further behind is an old copy of the disk, or
+// was disconnected while the pool went on, and its extents are as old as its
+// metadata: bringing only the metadata up to date would hide that.
+func (m *member) place(states *[2]slotState, best *slotState) error {
+	m.newest, m.spare = -1, 0
+	var newest uint64
+	for j := range 2 {
+		st := &states[j]
+		if st.err != nil {
+			continue
+		}
+		newest = max(newest, st.header.Generation)
+		if st.header.Generation != best.header.Generation {
+			m.spare = 1 - j // keep what is valid
+			continue
+		}
+		if st.header.BodyCRC != best.header.BodyCRC {
+			return errf(ErrDamaged, "one of them was used apart from the others or copied back from an old image; find the right one",
+				"pool %s: the members disagree about generation %d (%s)", m.label.PoolName, newest, m.path)
+		}
+		m.newest = j
+	}
+	if newest != 0 && newest < best.meta.Previous {
+		return errf(ErrDamaged, "it is an old copy, or was away while the pool was used: find the right disk; if there is none, the pool has to come from a backup",
+			"pool %s: disk %s holds metadata generation %d, but the pool is at %d", m.label.PoolName, m.path, newest, best.header.Generation)
+	}
+	return nil
 }
 
 // repair brings members that are behind up to the committed metadata.
@@ -136,10 +159,10 @@ func (s *store) commit(meta *metadata) error {
 	if s.broken != nil {
 		return s.broken
 	}
+	meta.Previous, meta.Generation = meta.Generation, s.last+1
 	if err := meta.check(); err != nil {
 		return fmt.Errorf("refusing to commit inconsistent metadata: %w", err)
 	}
-	meta.Generation = s.last + 1
 	body, err := meta.encode()
 	if err != nil {
 		return fmt.Errorf("encoding the metadata: %w", err)
@@ -159,22 +182,14 @@ func (s *store) commit(meta *metadata) error {
 		return fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", slots, errs))
 	}
 	s.at("body")
-	now := time.Now()
-	errs = s.each(func(i int, m *member) error {
-		return writeHeader(m.disk, &m.label, slots[i], meta.Generation, body, now)
-	})
-	written := 0
-	for i, m := range s.members {
-		if errs[i] == nil {
-			m.newest = slots[i]
-			written++
-		}
-	}
-	if written == 0 {
+	errs, fatal := s.writeHeaders(slots, meta.Generation, body)
+	if fatal || !slices.Contains(errs, nil) {
 		return s.takeBack(meta.Generation, slots, s.describe("header", slots, errs))
 	}
 	for i, m := range s.members {
-		if errs[i] != nil {
+		if errs[i] == nil {
+			m.newest = slots[i]
+		} else {
 			m.newest, m.spare = -1, slots[i]
 			s.log.Error("member is behind: its metadata could not be written", "disk", m.path, "generation", meta.Generation, "err", errs[i])
 		}
@@ -183,7 +198,26 @@ func (s *store) commit(meta *metadata) error {
 	return nil
 }
 
-// takeBack undoes a commit whose headers all failed: a failed write may still
+// writeHeaders makes the slots valid. Members that are behind already go first,
+// and when one of them fails again the others are not written and fatal is set:
+// no member may ever miss two commits.
+func (s *store) writeHeaders(slots []int, generation uint64, body []byte) (errs []error, fatal bool) {
+	now := time.Now()
+	write := func(behind bool) []error {
+		return s.each(func(i int, m *member) error {
+			if (m.newest < 0) != behind {
+				return nil
+			}
+			return writeHeader(m.disk, &m.label, slots[i], generation, body, now)
+		})
+	}
+	if errs = write(true); join(errs) != nil {
+		return errs, true
+	}
+	return write(false), false
+}
+
+// takeBack undoes a commit that failed at its headers: a failed write may still
 // have reached the disk.
 func (s *store) takeBack(generation uint64, slots []int, cause error) error {
 	errs := s.each(func(i int, m *member) error { return wipeHeader(m.disk, &m.label, slots[i]) })
