@@ -93,7 +93,7 @@ func (p *Pool) reconcile(ctx context.Context) error {
 		p.log.Info("device brought to the committed map", "volume", w.volume.Name)
 	}
 	for _, w := range create {
-		if _, err := p.createDevice(ctx, dmName(p.name, w.volume.Name, w.volume.UUID, ""), w.ref, w.table, false); err != nil {
+		if _, err := p.createDevice(ctx, w.volume, "", w.table); err != nil {
 			return fmt.Errorf("device of volume %s: %w", w.volume.Name, err)
 		}
 	}
@@ -211,13 +211,27 @@ func containsUUID(list []wanted, uuid string) bool {
 	return false
 }
 
-// createDevice makes a device with a table and resumes it. On failure it is
-// gone again.
-func (p *Pool) createDevice(ctx context.Context, name string, ref dm.Ref, table dm.Table, readOnly bool) (dm.Info, error) {
-	if _, err := p.kernel.Create(name, ref.UUID); err != nil {
+// createEmpty makes a device of a volume, without a table yet.
+func (p *Pool) createEmpty(v volumeRecord, suffix string) (dm.Info, error) {
+	ref := p.ref(v.UUID, suffix)
+	info, err := p.kernel.Create(dmName(p.name, v.Name, v.UUID, suffix), ref.UUID)
+	if !errors.Is(err, dm.ErrExists) {
+		return info, err
+	}
+	if _, e := p.kernel.Info(ref); !errors.Is(e, dm.ErrNotFound) {
+		return info, err // it is there, not only its name
+	}
+	return p.kernel.Create(dmUniqueName(p.name, v.Name, v.UUID, suffix), ref.UUID)
+}
+
+// createDevice makes a device of a volume with a table and resumes it. On
+// failure it is gone again.
+func (p *Pool) createDevice(ctx context.Context, v volumeRecord, suffix string, table dm.Table) (dm.Info, error) {
+	if _, err := p.createEmpty(v, suffix); err != nil {
 		return dm.Info{}, err
 	}
-	err := p.kernel.Load(ref, table, readOnly)
+	ref := p.ref(v.UUID, suffix)
+	err := p.kernel.Load(ref, table, false)
 	if err == nil {
 		err = p.kernel.Resume(ctx, ref)
 	}

@@ -192,8 +192,10 @@ func (k *fakeKernel) Create(name, uuid string) (dm.Info, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.devices[uuid] != nil {
-		return dm.Info{}, &dm.Error{Op: "create", Object: name, Errno: unix.EBUSY}
+	for _, d := range k.devices {
+		if d.info.UUID == uuid || d.info.Name == name {
+			return dm.Info{}, &dm.Error{Op: "create", Object: name, Errno: unix.EBUSY}
+		}
 	}
 	k.next++
 	d := &fakeDevice{info: dm.Info{Name: name, UUID: uuid, Device: dm.Device{Major: 253, Minor: k.next}}}

@@ -415,6 +415,31 @@ func TestSnapshotDevices(t *testing.T) {
 	// Left open: Close of the pool ends it.
 }
 
+// TestTwoPoolsOfOneName: the UUID counts, the name is for people.
+func TestTwoPoolsOfOneName(t *testing.T) {
+	p, w := testPool(t, 16)
+	for _, suffix := range []string{"", suffixReal, suffixCOW, suffixSnap} {
+		if _, err := w.kernel.Create("swapback-tank-a"+suffix, "SWAPBACK-other"+suffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+	if name := w.kernel.devices[dmUUID(p.uuid, v.UUID, "")].info.Name; name != "swapback-tank-a~"+v.UUID[:8] {
+		t.Errorf("name %s", name)
+	}
+	s, err := p.OpenSnapshot(ctx, "a", SnapshotOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustCheck(t, p)
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.kernel.devices) != 5 {
+		t.Errorf("%d devices", len(w.kernel.devices))
+	}
+}
+
 func TestSnapshotNeedsRoom(t *testing.T) {
 	p, _ := testPool(t, 8)
 	mustCreate(t, p, VolumeSpec{Name: "a", Size: 8 << 20})

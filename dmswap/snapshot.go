@@ -170,19 +170,18 @@ func (g *snapshotGroup) build(ctx context.Context, v volumeRecord) (string, erro
 	table := p.place.volumeTable(&v, p.meta.position(v.Position))
 	cow := p.meta.snapshot(v.UUID).Segments
 	p.mu.Unlock()
-	name := func(suffix string) string { return dmName(p.name, v.Name, v.UUID, suffix) }
 
-	real, err := p.createDevice(ctx, name(suffixReal), p.ref(v.UUID, suffixReal), table, false)
+	real, err := p.createDevice(ctx, v, suffixReal, table)
 	if err != nil {
 		return "", err
 	}
 	size := countExtents(cow) * p.place.extentSize
-	store, err := p.createDevice(ctx, name(suffixCOW), p.ref(v.UUID, suffixCOW), p.place.table(cow, 0, size), false)
+	store, err := p.createDevice(ctx, v, suffixCOW, p.place.table(cow, 0, size))
 	if err != nil {
 		return "", err
 	}
 	snap := p.ref(v.UUID, suffixSnap)
-	info, err := p.kernel.Create(name(suffixSnap), snap.UUID)
+	info, err := p.createEmpty(v, suffixSnap)
 	if errors.Is(err, dm.ErrExists) {
 		return "", &Error{
 			Kind: ErrBusy, Message: "the device of an earlier snapshot is still open", Err: err,

@@ -26,13 +26,23 @@ func dmUUID(pool, volume UUID, suffix string) string { return dmUUIDPrefix(pool)
 // inside the names doubled, as LVM does. Names that are too long for the
 // kernel are cut and told apart by the volume's UUID.
 func dmName(pool, volume string, id UUID, suffix string) string {
-	double := func(s string) string { return strings.ReplaceAll(s, "-", "--") }
-	name := "swapback-" + double(pool) + "-" + double(volume)
+	name := dmBaseName(pool, volume)
 	if len(name)+len(suffix) > dm.MaxName {
-		mark := "~" + id[:8]
-		name = name[:dm.MaxName-len(suffix)-len(mark)] + mark
+		return dmUniqueName(pool, volume, id, suffix)
 	}
 	return name + suffix
+}
+
+// dmUniqueName is for a name that is too long, or taken by the volume of
+// another pool of the same name.
+func dmUniqueName(pool, volume string, id UUID, suffix string) string {
+	name, mark := dmBaseName(pool, volume), "~"+id[:8]
+	return name[:min(len(name), dm.MaxName-len(suffix)-len(mark))] + mark + suffix
+}
+
+func dmBaseName(pool, volume string) string {
+	double := func(s string) string { return strings.ReplaceAll(s, "-", "--") }
+	return "swapback-" + double(pool) + "-" + double(volume)
 }
 
 // placement is what tables are made from: where the members are.

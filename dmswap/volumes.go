@@ -68,7 +68,7 @@ func (p *Pool) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, e
 		return VolumeInfo{}, fmt.Errorf("volume %s not created: %w", v.Name, err)
 	}
 	ref := p.ref(v.UUID, "")
-	info, err := p.createDevice(ctx, dmName(p.name, v.Name, v.UUID, ""), ref, p.place.volumeTable(&v, &pos), false)
+	info, err := p.createDevice(ctx, v, "", p.place.volumeTable(&v, &pos))
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume %s not created: %w", v.Name, err)
 	}
