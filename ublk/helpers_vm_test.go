@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -227,6 +228,8 @@ func startFio(t *testing.T, device string, args ...string) *fio {
 	}, args...)...)
 	f.cmd.Dir = t.TempDir()
 	f.cmd.Stdout, f.cmd.Stderr = &f.out, &f.out
+	// A group of its own: fio signals its whole group when a job does not start.
+	f.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// No Pdeathsig: it comes with the death of the thread that forked, and
 	// queue threads die with their goroutines.
 	if err := f.cmd.Start(); err != nil {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -76,24 +75,13 @@ func TestFioVerify(t *testing.T) {
 			if v.Queues != queues {
 				t.Errorf("the volume has %d queues, want %d", v.Queues, queues)
 			}
-			tool(t, "fio", verifyJob(v.Device, "16m", "--verify_backlog=64")...)
+			runFio(t, verifyJob(v.Device, "16m", "--verify_backlog=64"))
 			io := d.show("data").IO
 			if io == nil || io.Writes == 0 || io.Reads == 0 || io.Errors != 0 {
 				t.Errorf("counters after fio: %+v", io)
 			}
 		})
 	}
-}
-
-// verifyJob is a random write of mixed block sizes by four jobs, each in its
-// own part of the device, verified by checksum.
-func verifyJob(device, size string, more ...string) []string {
-	return append([]string{
-		"--name=verify", "--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=16",
-		"--rw=randwrite", "--bsrange=4k-128k", "--bs_unaligned=0", "--blockalign=4k",
-		"--numjobs=4", "--offset_increment=64m", "--size=" + size, "--verify=crc32c", "--do_verify=1",
-		"--verify_fatal=1", "--randrepeat=1", "--group_reporting=1",
-	}, more...)
 }
 
 func TestFilesystems(t *testing.T) {
@@ -127,12 +115,7 @@ func TestKilledDaemonIsAPause(t *testing.T) {
 	d := startDaemon(t)
 	d.pool()
 	v := d.volume("data", 256*MiB)
-	cmd := exec.Command("fio", verifyJob(v.Device, "16m", "--verify_backlog=64", "--loops=2")...)
-	var out lockedBuffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	load := d.startFio("data", verifyJob(v.Device, "16m", "--verify_backlog=64", "--loops=2"))
 	for kill := range uint64(3) {
 		d.waitWrites("data", 50)
 		d.signal(syscall.SIGKILL)
@@ -142,9 +125,7 @@ func TestKilledDaemonIsAPause(t *testing.T) {
 			t.Fatalf("after kill %d the volume is %s at %s, want serving at %s", kill+1, after.State, after.Device, v.Device)
 		}
 	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("fio: %v\n%s", err, out.String())
-	}
+	load.wait()
 }
 
 // TestStoppedDaemonKeepsDevices ends the daemon by SIGTERM and starts it again

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -92,7 +91,7 @@ func TestSwapUnderLoad(t *testing.T) {
 		d := startDaemon(t)
 		d.pool()
 		a, _ := d.volume("a", 64*MiB), d.volume("b", 64*MiB)
-		fio := startFio(t, a.Device, "")
+		load := d.startFio("a", mixedJob(a.Device))
 		d.waitWrites("a", 200)
 		held := uint64(0)
 		for range 5 {
@@ -101,7 +100,7 @@ func TestSwapUnderLoad(t *testing.T) {
 			t.Logf("pause %.1f ms, %d requests held", res.Pause*1e3, res.Held)
 			d.waitWrites("a", 100)
 		}
-		job := fio.stop()
+		job := load.stop()
 		t.Logf("fio's longest latency: read %.1f ms, write %.1f ms", job.Read.Lat.Max/1e6, job.Write.Lat.Max/1e6)
 		if job.TotalErr != 0 {
 			t.Errorf("fio saw %d errors, the first errno %d", job.TotalErr, job.FirstError)
@@ -336,64 +335,6 @@ func (d *process) swapUnder(busy string) api.SwapResult {
 func (d *process) waitNoSnapshot(name string) {
 	d.t.Helper()
 	waitUntil(d.t, "the snapshot of volume "+name+" to go with its connection", func() bool { return !d.show(name).Snapshot })
-}
-
-// fioLoad is a mixed load that runs until it is stopped.
-type fioLoad struct {
-	t   *testing.T
-	cmd *exec.Cmd
-	out bytes.Buffer
-}
-
-type fioJob struct {
-	TotalErr   int     `json:"total_err"`
-	FirstError int     `json:"first_error"`
-	Read       fioSide `json:"read"`
-	Write      fioSide `json:"write"`
-}
-
-type fioSide struct {
-	Lat struct {
-		Max float64 `json:"max"`
-	} `json:"lat_ns"`
-}
-
-func startFio(t *testing.T, device, continueOn string) *fioLoad {
-	t.Helper()
-	l := &fioLoad{t: t}
-	args := []string{
-		"--name=load", "--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=16",
-		"--rw=randrw", "--bs=4k", "--time_based", "--runtime=600", "--output-format=json", "--continue_on_error=all",
-	}
-	if continueOn != "" {
-		args = append(args, "--ignore_error="+continueOn)
-	}
-	l.cmd = exec.Command("fio", args...)
-	l.cmd.Stdout = &l.out
-	l.cmd.Stderr = os.Stderr
-	if err := l.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-// stop ends fio as Ctrl-C does: it reports what it measured.
-func (l *fioLoad) stop() fioJob {
-	l.t.Helper()
-	if err := l.cmd.Process.Signal(syscall.SIGINT); err != nil {
-		l.t.Fatal(err)
-	}
-	// fio's exit code after a signal says nothing; its report does.
-	_ = l.cmd.Wait()
-	text := l.out.Bytes()
-	if i := bytes.IndexByte(text, '{'); i > 0 {
-		text = text[i:]
-	}
-	var report struct{ Jobs []fioJob }
-	if err := json.Unmarshal(text, &report); err != nil || len(report.Jobs) != 1 {
-		l.t.Fatalf("fio's report: %v\n%s", err, l.out.String())
-	}
-	return report.Jobs[0]
 }
 
 // reader reads one block after the other past the cache and counts the answers.
