@@ -1,0 +1,165 @@
+package dmswap
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+)
+
+// TestOneMemberMissesTheHeader: the commit counts, the member is behind, the
+// check says so, and the next commit mends it.
+func TestOneMemberMissesTheHeader(t *testing.T) {
+	p, w := testPool(t, 8, 8)
+	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+	syncs := 0
+	w.fail = func(what string) error {
+		if what == "sync disk1" {
+			if syncs++; syncs == 2 {
+				return errors.New("injected")
+			}
+		}
+		return nil
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.Attached = true }); err != nil {
+		t.Fatal(err)
+	}
+	w.fail = nil
+	if r, err := p.Check(ctx); err != nil || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "disk1") {
+		t.Errorf("check: %+v, %v", r, err)
+	}
+	// The write did arrive; had it not, opening again would bring the member up.
+	copy(w.disks[1].bytes[slotsOffset:], make([]byte, 2*p.store.members[1].label.SlotSize))
+	again := w.open(t)
+	mustCheck(t, again)
+	if v, err := again.Volume("a"); err != nil || !v.Attached {
+		t.Errorf("got %+v, %v", v, err)
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.Attached = false }); err != nil {
+		t.Fatal(err)
+	}
+	mustCheck(t, p)
+}
+
+func TestAllHeadersFail(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		p, w := testPool(t, 8, 8)
+		mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+		syncs := map[string]int{}
+		w.fail = func(what string) error {
+			if strings.HasPrefix(what, "sync") {
+				if syncs[what]++; syncs[what] == 2 || broken && syncs[what] > 2 {
+					return errors.New("injected")
+				}
+			}
+			return nil
+		}
+		err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.Attached = true })
+		w.fail = nil
+		if err == nil || errors.Is(err, ErrDamaged) != broken {
+			t.Fatalf("got %v", err)
+		}
+		if v, _ := p.Volume("a"); v.Attached {
+			t.Error("the change is seen")
+		}
+		if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.ReadOnly = true }); (err != nil) != broken {
+			t.Errorf("the next change: %v", err)
+		}
+		again := w.open(t)
+		mustCheck(t, again)
+	}
+}
+
+func TestPowerCutOfAMemberBehind(t *testing.T) {
+	w := newWorld(t, 8, 8)
+	p := w.open(t)
+	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+	// Member 1 loses both slots.
+	clear(w.disks[1].bytes[slotsOffset:])
+	again := w.open(t)
+	mustCheck(t, again)
+	clear(w.disks[0].bytes[slotsOffset:])
+	clear(w.disks[1].bytes[slotsOffset:])
+	if _, err := w.tryOpen(); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disk0 slot A") {
+		t.Errorf("no slot at all: %v", err)
+	}
+}
+
+func TestMembersThatDisagree(t *testing.T) {
+	w := newWorld(t, 8, 8)
+	mustCreate(t, w.open(t), VolumeSpec{Name: "a", Size: 1 << 20})
+	// An old image of one disk was used by itself meanwhile: same generation,
+	// other content.
+	other := w.clone()
+	if err := w.open(t).SetVolume(ctx, "a", func(a *VolumeAttrs) { a.Attached = true }); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.open(t).SetVolume(ctx, "a", func(a *VolumeAttrs) { a.ReadOnly = true }); err != nil {
+		t.Fatal(err)
+	}
+	copy(w.disks[1].bytes, other.disks[1].bytes)
+	if _, err := w.tryOpen(); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disagree") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestAnOldCopyOfAMember: its metadata could be brought up to date, but not its
+// extents.
+func TestAnOldCopyOfAMember(t *testing.T) {
+	for _, tt := range []struct {
+		commits int
+		opens   bool
+	}{{0, true}, {1, true}, {2, false}, {5, false}} {
+		w := newWorld(t, 8, 8)
+		p := w.open(t)
+		mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+		old := bytes.Clone(w.disks[1].bytes)
+		for i := range tt.commits {
+			if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = i }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		copy(w.disks[1].bytes, old)
+		again, err := w.tryOpen()
+		if (err == nil) != tt.opens {
+			t.Errorf("%d commits later: %v", tt.commits, err)
+		}
+		if err == nil {
+			mustCheck(t, again)
+		} else if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disk1") || !bytes.Equal(w.disks[1].bytes, old) {
+			t.Errorf("%d commits later: %v", tt.commits, err)
+		}
+	}
+}
+
+// TestAMemberNeverMissesTwoCommits: the second header that fails on one member
+// keeps the others from being written.
+func TestAMemberNeverMissesTwoCommits(t *testing.T) {
+	p, w := testPool(t, 8, 8)
+	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
+	syncs := 0
+	w.fail = func(what string) error {
+		if what == "sync disk1" {
+			if syncs++; syncs == 2 || syncs == 4 {
+				return errors.New("injected")
+			}
+		}
+		return nil
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 1 }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 2 }); err == nil {
+		t.Fatal("the second commit without the member went through")
+	}
+	w.fail = nil
+	again := w.open(t)
+	mustCheck(t, again)
+	if v, err := again.Volume("a"); err != nil || v.DeviceNumber != 1 {
+		t.Errorf("got %+v, %v", v, err)
+	}
+	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 3 }); err != nil {
+		t.Fatal(err)
+	}
+	mustCheck(t, p)
+}
