@@ -141,6 +141,9 @@ func (s *swap) failed(ctx context.Context, err error) error {
 			Remedy:  "try again when there is less I/O, or give a longer --hold-for",
 		}
 	}
+	if errors.Is(err, dmswap.ErrCommitted) {
+		return fromPool("swap committed, but not finished", err)
+	}
 	return fromPool("swap failed", err)
 }
 

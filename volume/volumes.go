@@ -116,7 +116,7 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	}
 	info, err := t.pool.GrowVolume(ctx, t.uuid(), size)
 	if err != nil {
-		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not grown", t), err)
+		return api.Volume{}, fromPool(fmt.Sprintf("growing volume %s", t), err)
 	}
 	t.info = info
 	switch {
