@@ -207,10 +207,8 @@ func format(ctx context.Context, opt CreateOptions, disks []*blockDevice) error 
 		if err := d.Zero(ctx, tail, roundDown(d.size-tail, int64(d.block))); err != nil {
 			return err
 		}
-		for _, f := range d.carries {
-			if err := d.Zero(ctx, roundDown(f.Offset, blockSize), min(blockSize, roundDown(d.size-roundDown(f.Offset, blockSize), int64(d.block)))); err != nil {
-				return err
-			}
+		if err := wipeSignatures(ctx, d); err != nil {
+			return err
 		}
 		if err := d.Sync(); err != nil {
 			return fmt.Errorf("disk %s: %w", d.path, err)
@@ -221,6 +219,20 @@ func format(ctx context.Context, opt CreateOptions, disks []*blockDevice) error 
 		return err
 	}
 	return s.writeLabels()
+}
+
+// wipeSignatures zeroes the blocks of all magic numbers that were found. Some lie
+// where a volume's data is going to be, as btrfs's second superblock.
+func wipeSignatures(ctx context.Context, d *blockDevice) error {
+	for _, f := range d.carries {
+		for _, at := range f.Offsets {
+			start := roundDown(at, blockSize)
+			if err := d.Zero(ctx, start, min(blockSize, roundDown(d.size-start, int64(d.block)))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // newStore lays a pool out on disks of these sizes.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -65,17 +64,8 @@ func TestVMDisksThatCarrySomething(t *testing.T) {
 		{"mkswap", []string{"-q"}, "swap space"},
 		{"mkfs.btrfs", []string{"-q", "-f"}, "a btrfs filesystem"},
 		{"mkfs.vfat", nil, "a FAT filesystem"},
-		{"pvcreate", []string{"-q", "-f", "-y", "--config", "global{locking_type=0}"}, "an LVM physical volume"},
-		{"cryptsetup", []string{"luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "/etc/hostname"}, "LUKS encryption"},
 	} {
 		t.Run(tt.tool, func(t *testing.T) {
-			if _, err := exec.LookPath(tt.tool); err != nil {
-				if slices.Contains([]string{"mkfs.ext4", "mkfs.xfs", "mkswap"}, tt.tool) {
-					t.Fatalf("%s is missing; the machine should have it", tt.tool)
-				}
-				t.Logf("%s is not installed; package probe tests its magic by itself", tt.tool)
-				return
-			}
 			size := int64(32 << 20)
 			if tt.tool == "mkfs.xfs" || tt.tool == "mkfs.btrfs" {
 				size = 320 << 20 // they refuse less

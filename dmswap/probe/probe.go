@@ -15,8 +15,8 @@ import (
 
 // Found is one thing that a disk carries.
 type Found struct {
-	Name   string // for people, with an article: "an ext4 filesystem"
-	Offset int64  // byte at which its magic number is
+	Name    string  // for people, with an article: "an ext4 filesystem"
+	Offsets []int64 // bytes at which its magic number is: some keep copies
 }
 
 func (f Found) String() string { return f.Name }
@@ -30,7 +30,7 @@ const minDisk = 4096
 func Probe(disk io.ReaderAt, size int64) ([]Found, error) {
 	r := &reader{disk: disk, size: size, blocks: map[int64][]byte{}}
 	var list []Found
-	seen := map[string]bool{}
+	seen := map[string]int{} // name → index in list
 	for _, s := range signatures {
 		for _, at := range s.places(size) {
 			b, err := r.read(at, max(len(s.magic), s.need))
@@ -53,10 +53,13 @@ func Probe(disk io.ReaderAt, size int64) ([]Found, error) {
 					name = n
 				}
 			}
-			if !seen[name] {
-				seen[name] = true
-				list = append(list, Found{Name: name, Offset: at})
+			i, ok := seen[name]
+			if !ok {
+				i = len(list)
+				seen[name] = i
+				list = append(list, Found{Name: name})
 			}
+			list[i].Offsets = append(list[i].Offsets, at)
 		}
 	}
 	return list, nil

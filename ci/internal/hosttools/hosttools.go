@@ -31,6 +31,8 @@ func VM() []Tool {
 		{"fio", "fio", "load and verification", true},
 		{"mkfs.ext4", "e2fsprogs", "filesystems to test with", true},
 		{"mkfs.xfs", "xfsprogs", "filesystems to test with", true},
+		{"mkfs.btrfs", "btrfs-progs", "disks that carry something", true},
+		{"mkfs.vfat", "dosfstools", "disks that carry something", true},
 		{"sqlite3", "sqlite3", "the ledger of the demo", true},
 		{"dmsetup", "dmsetup", "a second opinion on device-mapper tables, in tests only", true},
 		{"lsblk", "util-linux", "a second opinion on block devices, in tests only", true},
