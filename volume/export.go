@@ -126,7 +126,7 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	return e, nil
 }
 
-// finishServe makes the link and records the device number.
+// finishServe makes the link and records how the volume is served.
 func (c *Controller) finishServe(ctx context.Context, t target, e *export) error {
 	if err := setBlockReadOnly(e.dev.Path(), e.readOnly); err != nil {
 		return fmt.Errorf("volume %s: %w", t, err)
@@ -137,11 +137,9 @@ func (c *Controller) finishServe(ctx context.Context, t target, e *export) error
 	if err := replaceLink(e.dev.Path(), e.link); err != nil {
 		return fmt.Errorf("link of volume %s: %w", t, err)
 	}
-	if t.info.Attached && t.info.DeviceNumber == e.dev.ID() {
-		return nil
-	}
+	// Commits only what is new: nothing for a device that was adopted.
 	err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) {
-		a.Attached, a.DeviceNumber = true, e.dev.ID()
+		a.Attached, a.DeviceNumber, a.ReadOnly = true, e.dev.ID(), t.info.ReadOnly
 	})
 	return fromPool(fmt.Sprintf("volume %s", t), err)
 }

@@ -157,9 +157,6 @@ func (c *Controller) Attach(ctx context.Context, ref string, req api.AttachReque
 		wanted, insist = *req.Device, true
 	}
 	t.info.ReadOnly = req.ReadOnly
-	if err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) { a.ReadOnly = req.ReadOnly }); err != nil {
-		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not attached", t), err)
-	}
 	if _, err := c.serve(ctx, t, wanted, insist); err != nil {
 		return api.Volume{}, err
 	}
