@@ -91,6 +91,47 @@ type getEventsArg struct {
 	TS          uint64 // struct __kernel_timespec *
 }
 
+// rsrcRegister is struct io_uring_rsrc_register.
+type rsrcRegister struct {
+	_     structs.HostLayout
+	Nr    uint32
+	Flags uint32
+	Resv2 uint64
+	Data  uint64
+	Tags  uint64
+}
+
+// rsrcUpdate is struct io_uring_rsrc_update.
+type rsrcUpdate struct {
+	_      structs.HostLayout
+	Offset uint32
+	Resv   uint32
+	Data   uint64
+}
+
+// bufReg is struct io_uring_buf_reg.
+type bufReg struct {
+	_           structs.HostLayout
+	RingAddr    uint64
+	RingEntries uint32
+	BGID        uint16
+	Flags       uint16
+	MinLeft     uint32
+	Resv0       uint32
+	Resv        [2]uint64
+}
+
+// buf is struct io_uring_buf: one entry of a ring of provided buffers. In the
+// first one the kernel's struct io_uring_buf_ring keeps the ring's tail where
+// the others have Resv.
+type buf struct {
+	_    structs.HostLayout
+	Addr uint64
+	Len  uint32
+	BID  uint16
+	Resv uint16
+}
+
 // filesUpdate is struct io_uring_files_update.
 type filesUpdate struct {
 	_      structs.HostLayout
@@ -114,9 +155,20 @@ const (
 
 // IOSQE_ flags.
 const (
-	SQEFixedFile uint8 = 1 << 0 // FD is an index into the registered files
-	SQEAsync     uint8 = 1 << 4 // run from a worker thread, where it may block
+	SQEFixedFile      uint8 = 1 << 0 // FD is an index into the registered files
+	SQEAsync          uint8 = 1 << 4 // run from a worker thread, where it may block
+	SQEBufferSelect   uint8 = 1 << 5 // take a buffer from the group in BufIndex
+	SQECQESkipSuccess uint8 = 1 << 6 // complete without a word, unless it fails
 )
+
+// IORING_CQE_F_ flags of a completion.
+const (
+	CQEBuffer uint32 = 1 << 0 // the upper 16 bits are the number of a provided buffer
+	CQEMore   uint32 = 1 << 1 // the submission goes on and will complete again
+)
+
+// URingCmdMultishot is IORING_URING_CMD_MULTISHOT, for OpFlags of a command.
+const URingCmdMultishot = 1 << 1
 
 // SetupFlags are IORING_SETUP_ flags.
 type SetupFlags uint32
@@ -130,6 +182,7 @@ const (
 	SetupSQE128       SetupFlags = 1 << 10 // 5.19
 	SetupSingleIssuer SetupFlags = 1 << 12 // 6.0
 	SetupDeferTaskrun SetupFlags = 1 << 13 // 6.1
+	SetupNoSQArray    SetupFlags = 1 << 16 // 6.6
 )
 
 const (
@@ -141,12 +194,18 @@ const (
 	featNoDrop     = 1 << 1
 	featExtArg     = 1 << 8
 
-	enterGetEvents = 1 << 0
-	enterExtArg    = 1 << 3
+	enterGetEvents      = 1 << 0
+	enterExtArg         = 1 << 3
+	enterRegisteredRing = 1 << 4
 
 	registerBuffers     = 0
 	registerFiles       = 2
 	registerFilesUpdate = 6
+	registerBuffers2    = 15
+	registerRingFDs     = 20
+	registerPbufRing    = 22
+
+	rsrcSparse = 1 << 0
 
 	// FsyncDatasync is IORING_FSYNC_DATASYNC.
 	FsyncDatasync = 1 << 0

@@ -71,6 +71,15 @@ func (s *SQE) PrepCmd(fd int32, op uint32) {
 	s.Off = uint64(op)
 }
 
+// PrepCmdMultishot is PrepCmd for a command that completes again and again, each
+// time into a buffer of the group (kernel 6.18 and later).
+func (s *SQE) PrepCmdMultishot(fd int32, op uint32, group uint16) {
+	s.PrepCmd(fd, op)
+	s.OpFlags = URingCmdMultishot
+	s.BufIndex = group
+	s.Flags = SQEBufferSelect
+}
+
 // PrepBlockDiscard is BLOCK_URING_CMD_DISCARD of n bytes at off (linux/blkdev.h,
 // kernel 6.12): the range travels in addr and addr3.
 func (s *SQE) PrepBlockDiscard(fd int32, off, n uint64) {

@@ -10,7 +10,7 @@
 // Memory ordering (io_uring(7)): the kernel reads an entry after it saw the
 // submission tail, so the tail is stored after the entry is filled; a completion
 // is read after loading the completion tail, and its place is given back by
-// storing the head. Go's sync/atomic is at least as strong as the acquire and
+// storing the head, once per Enter. Go's sync/atomic is at least as strong as the acquire and
 // release that this needs.
 //
 // Nothing in this package allocates after New, except the Register calls.
@@ -31,9 +31,12 @@ var ErrTimeout = errors.New("uring: timed out")
 
 // Ring is one io_uring instance.
 type Ring struct {
-	fd       int
-	flags    SetupFlags
-	features uint32
+	fd int
+	// What Enter names the ring by: its descriptor, or after RegisterSelf its
+	// number with the thread.
+	enterFD, enterFlags uintptr
+	flags               SetupFlags
+	features            uint32
 
 	sqMem, cqMem, sqeMem []byte // mappings; cqMem is nil when shared with sqMem
 
@@ -47,7 +50,8 @@ type Ring struct {
 	cqMask         uint32
 	cqEntries      uint32
 	cqes           unsafe.Pointer
-	localHead      uint32
+	localHead      uint32 // completions taken; the kernel hears of it in publish
+	seenTail       uint32 // cqTail when it was last loaded
 	cqOverflow     *uint32
 
 	// Arguments of EnterTimeout. They hold addresses as numbers, so they must
@@ -65,7 +69,7 @@ func New(entries uint32, flags SetupFlags) (*Ring, error) {
 	if e != 0 {
 		return nil, fmt.Errorf("uring: setting up a ring of %d entries with flags %#x: %w%s", entries, flags, e, setupHint(e))
 	}
-	r := &Ring{fd: int(fd), flags: flags, features: p.Features}
+	r := &Ring{fd: int(fd), enterFD: fd, flags: flags, features: p.Features}
 	unix.CloseOnExec(r.fd)
 	if p.Features&featNoDrop == 0 || p.Features&featExtArg == 0 {
 		r.Close()
@@ -83,6 +87,7 @@ func New(entries uint32, flags SetupFlags) (*Ring, error) {
 // lack a flag get a ring without it. Call it on the locked thread.
 func NewQueue(entries uint32) (*Ring, error) {
 	tries := []SetupFlags{
+		SetupSubmitAll | SetupCoopTaskrun | SetupSingleIssuer | SetupDeferTaskrun | SetupNoSQArray,
 		SetupSubmitAll | SetupCoopTaskrun | SetupSingleIssuer | SetupDeferTaskrun,
 		SetupSubmitAll | SetupCoopTaskrun,
 		0,
@@ -118,7 +123,8 @@ func (r *Ring) mmap(p *params) error {
 		}
 		return m, nil
 	}
-	sqSize := p.SQOff.Array + p.SQEntries*4
+	noArray := SetupFlags(p.Flags)&SetupNoSQArray != 0
+	sqSize := p.SQOff.Array + p.SQEntries*4 // without an array, its offset is 0
 	cqSize := p.CQOff.CQEs + p.CQEntries*uint32(unsafe.Sizeof(CQE{}))
 	single := p.Features&featSingleMmap != 0
 	if single {
@@ -148,10 +154,12 @@ func (r *Ring) mmap(p *params) error {
 	r.sqMask = *word(r.sqMem, p.SQOff.RingMask)
 	r.sqEntries = p.SQEntries
 	r.localTail = *r.sqTail
-	// The index array is filled once: entry i is always at place i.
-	array := unsafe.Slice(word(r.sqMem, p.SQOff.Array), p.SQEntries)
-	for i := range array {
-		array[i] = uint32(i)
+	if !noArray {
+		// The index array is filled once: entry i is always at place i.
+		array := unsafe.Slice(word(r.sqMem, p.SQOff.Array), p.SQEntries)
+		for i := range array {
+			array[i] = uint32(i)
+		}
 	}
 
 	r.cqHead = word(cq, p.CQOff.Head)
@@ -161,6 +169,7 @@ func (r *Ring) mmap(p *params) error {
 	r.cqOverflow = word(cq, p.CQOff.Overflow)
 	r.cqes = unsafe.Pointer(&cq[p.CQOff.CQEs])
 	r.localHead = *r.cqHead
+	r.seenTail = r.localHead
 	return nil
 }
 
@@ -220,9 +229,10 @@ func (r *Ring) next() unsafe.Pointer {
 	return unsafe.Pointer(&r.sqeMem[i<<r.sqeShift])
 }
 
-// publish makes the filled entries visible and returns how many the kernel has
-// not taken yet.
+// publish gives back the places of the completions taken, makes the filled
+// entries visible and returns how many the kernel has not taken yet.
 func (r *Ring) publish() uint32 {
+	atomic.StoreUint32(r.cqHead, r.localHead)
 	atomic.StoreUint32(r.sqTail, r.localTail)
 	return r.localTail - atomic.LoadUint32(r.sqHead)
 }
@@ -233,7 +243,20 @@ func (r *Ring) publish() uint32 {
 // with wait 0.
 func (r *Ring) Enter(wait uint32) error {
 	n := r.publish()
-	_, _, e := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), uintptr(wait), enterGetEvents, 0, 0)
+	_, _, e := unix.Syscall6(unix.SYS_IO_URING_ENTER, r.enterFD, uintptr(n), uintptr(wait), enterGetEvents|r.enterFlags, 0, 0)
+	return enterError(e)
+}
+
+// EnterRaw is Enter without telling Go's scheduler: while it waits, the thread
+// keeps its processor (GOMAXPROCS counts them), and what is saved is two calls
+// into the scheduler per turn, and its monitor, which otherwise looks at such a
+// thread every 20 µs. It is for waits that are expected to be short. The runtime
+// still can stop the world: it interrupts the thread by a signal, and so it does
+// when the wait takes longer than 10 ms; EnterRaw then returns. (Not with
+// GODEBUG=asyncpreemptoff=1: don't use it then.)
+func (r *Ring) EnterRaw(wait uint32) error {
+	n := r.publish()
+	_, _, e := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, r.enterFD, uintptr(n), uintptr(wait), enterGetEvents|r.enterFlags, 0, 0)
 	return enterError(e)
 }
 
@@ -242,8 +265,8 @@ func (r *Ring) EnterTimeout(wait uint32, d time.Duration) error {
 	n := r.publish()
 	r.timeout = unix.NsecToTimespec(int64(d))
 	r.timeoutArg = getEventsArg{TS: uint64(uintptr(unsafe.Pointer(&r.timeout)))}
-	_, _, e := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), uintptr(wait),
-		enterGetEvents|enterExtArg, uintptr(unsafe.Pointer(&r.timeoutArg)), unsafe.Sizeof(r.timeoutArg))
+	_, _, e := unix.Syscall6(unix.SYS_IO_URING_ENTER, r.enterFD, uintptr(n), uintptr(wait),
+		enterGetEvents|enterExtArg|r.enterFlags, uintptr(unsafe.Pointer(&r.timeoutArg)), unsafe.Sizeof(r.timeoutArg))
 	if e == unix.ETIME {
 		return ErrTimeout
 	}
@@ -268,17 +291,17 @@ func enterErrno(e unix.Errno) error { return fmt.Errorf("uring: io_uring_enter: 
 // Peek looks at the oldest completion without taking it; nil when there is
 // none. It stays valid until Advance.
 func (r *Ring) Peek() *CQE {
-	if r.localHead == atomic.LoadUint32(r.cqTail) {
-		return nil
+	if r.localHead == r.seenTail {
+		if r.seenTail = atomic.LoadUint32(r.cqTail); r.localHead == r.seenTail {
+			return nil
+		}
 	}
 	return (*CQE)(unsafe.Add(r.cqes, uintptr(r.localHead&r.cqMask)*unsafe.Sizeof(CQE{})))
 }
 
-// Advance takes the completion that Peek showed.
-func (r *Ring) Advance() {
-	r.localHead++
-	atomic.StoreUint32(r.cqHead, r.localHead)
-}
+// Advance takes the completion that Peek showed. The kernel may use its place
+// again from the next Enter on.
+func (r *Ring) Advance() { r.localHead++ }
 
 // Overflows counts completions that the kernel could not place. With a ring
 // sized for everything in flight it stays 0.
