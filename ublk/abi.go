@@ -96,9 +96,34 @@ type paramDevt struct {
 	DiskMinor uint32
 }
 
-// params is struct ublk_params up to devt. The structure goes on (zoned,
-// dma_align, segment, integrity); the driver takes any length and fills no
-// more than it is given.
+// paramZoned is struct ublk_param_zoned, which nothing here uses.
+type paramZoned struct {
+	_                    structs.HostLayout
+	MaxOpenZones         uint32
+	MaxActiveZones       uint32
+	MaxZoneAppendSectors uint32
+	Reserved             [20]byte
+}
+
+// paramDMAAlign is struct ublk_param_dma_align (6.15).
+type paramDMAAlign struct {
+	_         structs.HostLayout
+	Alignment uint32 // a mask: alignment minus one
+	Pad       [4]byte
+}
+
+// paramSegment is struct ublk_param_segment (6.15).
+type paramSegment struct {
+	_               structs.HostLayout
+	SegBoundaryMask uint64
+	MaxSegmentSize  uint32
+	MaxSegments     uint16
+	Pad             [2]byte
+}
+
+// params is struct ublk_params up to seg. The structure goes on (integrity);
+// the driver takes any length, ignores what it does not know and fills no more
+// than it is given.
 type params struct {
 	_       structs.HostLayout
 	Len     uint32
@@ -106,10 +131,33 @@ type params struct {
 	Basic   paramBasic
 	Discard paramDiscard
 	Devt    paramDevt
+	Zoned   paramZoned
+	DMA     paramDMAAlign
+	_       [4]byte // Seg has a 64-bit member
+	Seg     paramSegment
 }
 
-// paramsLen is the length of params in C; Go rounds the size up to 8.
-const paramsLen = 76
+const paramsLen = 136
+
+// batchIO is struct ublk_batch_io (7.0): the payload of the batch commands, in
+// the last 16 bytes of a 64-byte SQE.
+type batchIO struct {
+	_         structs.HostLayout
+	QID       uint16
+	Flags     uint16
+	NrElem    uint16
+	ElemBytes uint8
+	Reserved  uint8
+	Reserved2 uint64
+}
+
+// batchElem is struct ublk_elem_header (7.0): one tag of a PREP or COMMIT.
+type batchElem struct {
+	_        structs.HostLayout
+	Tag      uint16
+	BufIndex uint16
+	Result   int32
+}
 
 // Control commands: _IOR or _IOWR('u', nr, struct ublksrv_ctrl_cmd).
 const (
@@ -135,22 +183,38 @@ const (
 const (
 	ioFetchReq          = 0xc0107520
 	ioCommitAndFetchReq = 0xc0107521
+	ioRegisterIOBuf     = 0xc0107523 // 6.15
+	ioUnregisterIOBuf   = 0xc0107524 // 6.15
+)
+
+// Batch commands: _IOWR('u', nr, struct ublk_batch_io), kernel 7.0.
+const (
+	ioPrepIOCmds   = 0xc0107525
+	ioCommitIOCmds = 0xc0107526
+	ioFetchIOCmds  = 0xc0107527
 )
 
 const (
 	ioResOK = 0
 
-	ioFlagFUA     = 1 << 13
-	ioFlagNoUnmap = 1 << 15
+	ioFlagFUA        = 1 << 13
+	ioFlagNoUnmap    = 1 << 15
+	ioFlagNeedRegBuf = 1 << 17 // the request's buffer is not registered: AUTO_BUF_REG failed
+
+	autoBufRegFallback = 1 << 0 // UBLK_AUTO_BUF_REG_FALLBACK
+
+	batchAutoBufRegFallback = 1 << 2 // UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK
 
 	attrReadOnly      = 1 << 0
 	attrRotational    = 1 << 1
 	attrVolatileCache = 1 << 2
 	attrFUA           = 1 << 3
 
-	paramTypeBasic   = 1 << 0
-	paramTypeDiscard = 1 << 1
-	paramTypeDevt    = 1 << 2
+	paramTypeBasic    = 1 << 0
+	paramTypeDiscard  = 1 << 1
+	paramTypeDevt     = 1 << 2
+	paramTypeDMAAlign = 1 << 4
+	paramTypeSegment  = 1 << 5
 
 	maxQueueDepth = 4096
 )
@@ -168,3 +232,7 @@ func descLength(depth, page int) int {
 }
 
 func roundUp(n, to int) int { return (n + to - 1) / to * to }
+
+// autoBufReg packs struct ublk_auto_buf_reg as it travels in an SQE's addr
+// (ublk_auto_buf_reg_to_sqe_addr in the header).
+func autoBufReg(index uint16, flags uint8) uint64 { return uint64(index) | uint64(flags)<<16 }

@@ -49,11 +49,20 @@ func TestLayout(t *testing.T) {
 				DiscardAlignment: 0x2c2b2a29, DiscardGranularity: 0x302f2e2d, MaxDiscardSectors: 0x34333231,
 				MaxWriteZeroesSectors: 0x38373635, MaxDiscardSegments: 0x3a39, Reserved0: 0x3c3b,
 			},
-			Devt: paramDevt{CharMajor: 0x403f3e3d, CharMinor: 0x44434241, DiskMajor: 0x48474645, DiskMinor: 0x4c4b4a49},
+			Devt:  paramDevt{CharMajor: 0x403f3e3d, CharMinor: 0x44434241, DiskMajor: 0x48474645, DiskMinor: 0x4c4b4a49},
+			Zoned: paramZoned{MaxOpenZones: 0x504f4e4d, MaxActiveZones: 0x54535251, MaxZoneAppendSectors: 0x58575655},
+			DMA:   paramDMAAlign{Alignment: 0x706f6e6d},
+			Seg:   paramSegment{SegBoundaryMask: 0x807f7e7d7c7b7a79, MaxSegmentSize: 0x84838281, MaxSegments: 0x8685},
 		})[:paramsLen], "01020304 05060708" +
 			"090a0b0c 0d 0e 0f 10 11121314 15161718 191a1b1c1d1e1f20 2122232425262728" +
 			"292a2b2c 2d2e2f30 31323334 35363738 393a 3b3c" +
-			"3d3e3f40 41424344 45464748 494a4b4c"},
+			"3d3e3f40 41424344 45464748 494a4b4c" +
+			"4d4e4f50 51525354 55565758 0000000000000000000000000000000000000000" +
+			"6d6e6f70 00000000 00000000 797a7b7c7d7e7f80 81828384 8586 0000"},
+		{"ublk_batch_io", bytesOf(&batchIO{
+			QID: 0x0201, Flags: 0x0403, NrElem: 0x0605, ElemBytes: 0x07, Reserved: 0x08, Reserved2: 0x100f0e0d0c0b0a09,
+		}), "0102 0304 0506 07 08 090a0b0c0d0e0f10"},
+		{"ublk_elem_header", bytesOf(&batchElem{Tag: 0x0201, BufIndex: 0x0403, Result: 0x08070605}), "0102 0304 05060708"},
 	} {
 		want, err := hex.DecodeString(strings.ReplaceAll(tc.want, " ", ""))
 		if err != nil {
@@ -94,6 +103,11 @@ func TestCommandNumbers(t *testing.T) {
 		{"TRY_STOP_DEV", cmdTryStopDev, ioc(read|write, 0x17, ctrl)},
 		{"FETCH_REQ", ioFetchReq, ioc(read|write, 0x20, io)},
 		{"COMMIT_AND_FETCH_REQ", ioCommitAndFetchReq, ioc(read|write, 0x21, io)},
+		{"REGISTER_IO_BUF", ioRegisterIOBuf, ioc(read|write, 0x23, io)},
+		{"UNREGISTER_IO_BUF", ioUnregisterIOBuf, ioc(read|write, 0x24, io)},
+		{"PREP_IO_CMDS", ioPrepIOCmds, ioc(read|write, 0x25, unsafe.Sizeof(batchIO{}))},
+		{"COMMIT_IO_CMDS", ioCommitIOCmds, ioc(read|write, 0x26, unsafe.Sizeof(batchIO{}))},
+		{"FETCH_IO_CMDS", ioFetchIOCmds, ioc(read|write, 0x27, unsafe.Sizeof(batchIO{}))},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%s = %#x, want %#x", tc.name, tc.got, tc.want)

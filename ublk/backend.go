@@ -76,6 +76,16 @@ func NewHandlerBackend(name string, h Handler, limits Limits) (*Backend, error) 
 	return &Backend{path: name, handler: h, limits: limits}, nil
 }
 
+// zeroCopy tells whether requests can be served without their data ever being in
+// this process.
+func (b *Backend) zeroCopy() bool {
+	if b.file != nil {
+		return true
+	}
+	h, ok := b.handler.(DataFree)
+	return ok && h.DataFree()
+}
+
 // Path is the path or name that the backend was opened by.
 func (b *Backend) Path() string { return b.path }
 

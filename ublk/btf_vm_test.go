@@ -16,6 +16,18 @@ func TestStructsMatchTheKernelsBTF(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	have := features(t)
+	// What came after 6.12, with a feature that came with it or later.
+	type later struct {
+		flags  Features
+		kernel string
+	}
+	since := map[string]later{
+		"ublk_param_dma_align": {AutoBufReg, "6.16"},
+		"ublk_param_segment":   {AutoBufReg, "6.16"},
+		"ublk_batch_io":        {BatchIO, "7.0"},
+		"ublk_elem_header":     {BatchIO, "7.0"},
+	}
 	for name, v := range map[string]any{
 		"ublksrv_ctrl_cmd":      ctrlCmd{},
 		"ublksrv_ctrl_dev_info": devInfo{},
@@ -25,7 +37,16 @@ func TestStructsMatchTheKernelsBTF(t *testing.T) {
 		"ublk_param_discard":    paramDiscard{},
 		"ublk_param_devt":       paramDevt{},
 		"ublk_params":           params{},
+		"ublk_param_zoned":      paramZoned{},
+		"ublk_param_dma_align":  paramDMAAlign{},
+		"ublk_param_segment":    paramSegment{},
+		"ublk_batch_io":         batchIO{},
+		"ublk_elem_header":      batchElem{},
 	} {
+		if later := since[name]; later.flags != 0 && !have.Has(later.flags) {
+			mustBeOlder(t, later.kernel)
+			continue
+		}
 		var c *btf.Struct
 		if err := spec.TypeByName(name, &c); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -52,6 +73,10 @@ func TestStructsMatchTheKernelsBTF(t *testing.T) {
 			off, ok := offsets[plain(f.Name)]
 			if f.Name == "IODescSize" && !ok {
 				off, ok = offsets["pad0"] // before 7.3
+			}
+			if !ok && name == "ublk_params" && (f.Name == "DMA" || f.Name == "Seg") && !have.Has(AutoBufReg) {
+				mustBeOlder(t, "6.16")
+				continue
 			}
 			if !ok {
 				t.Errorf("%s.%s: the kernel has no such member", name, f.Name)

@@ -198,7 +198,7 @@ func (c *Control) getParams(ctx context.Context, id int) (params, error) {
 	buf := make([]byte, unsafe.Sizeof(params{}))
 	head := (*params)(unsafe.Pointer(&buf[0]))
 	head.Len = paramsLen
-	head.Types = paramTypeBasic | paramTypeDiscard | paramTypeDevt
+	head.Types = paramTypeBasic | paramTypeDiscard | paramTypeDevt | paramTypeDMAAlign | paramTypeSegment
 	if err := c.do(ctx, "GET_PARAMS", cmdGetParams, id, ctrlCmd{}, buf); err != nil {
 		return params{}, err
 	}
@@ -238,6 +238,17 @@ func (c *Control) delDev(ctx context.Context, id int) error {
 		case <-time.After(pollInterval):
 		}
 	}
+}
+
+// queueAffinity tells which processors submit to a hardware queue
+// (GET_QUEUE_AFFINITY).
+func (c *Control) queueAffinity(ctx context.Context, id, queue int) (unix.CPUSet, error) {
+	var set unix.CPUSet
+	buf := make([]byte, unsafe.Sizeof(set))
+	if err := c.do(ctx, "GET_QUEUE_AFFINITY", cmdGetQueueAffinity, id, ctrlCmd{Data: uint64(queue)}, buf); err != nil {
+		return set, err
+	}
+	return *(*unix.CPUSet)(unsafe.Pointer(&buf[0])), nil
 }
 
 func (c *Control) startRecovery(ctx context.Context, id int) error {

@@ -34,6 +34,8 @@ type Device struct {
 	ending sync.Mutex // one Stop or Abandon at a time
 	gone   bool       // guarded by ending: Stop or Abandon has succeeded
 
+	ungated, unregistrable bool // see Options
+
 	done chan struct{} // closed when every queue has ended and ublkc is closed
 	err  error         // why they ended; read after done
 }
@@ -78,6 +80,15 @@ func (d *Device) SetReadOnly(on bool) {
 	if d.gate.setReadOnly(on) {
 		d.wake()
 	}
+}
+
+// SetChangeMap has writes, discards and write-zeroes recorded in m from now on;
+// nil: nowhere. A request that is being issued meanwhile is recorded in the old
+// or the new map: hold and drain first where that matters, as when the content
+// behind the device changes.
+func (d *Device) SetChangeMap(m *ChangeMap) {
+	d.gate.setChanges(m)
+	d.wake()
 }
 
 // wake makes the queues, and a Drain, look at the gate.
@@ -224,6 +235,9 @@ func (d *Device) Abandon(ctx context.Context) error {
 	defer d.ending.Unlock()
 	if d.gone {
 		return nil
+	}
+	if d.ungated {
+		return fmt.Errorf("ublk: abandoning device %d: it was started without a gate (remedy: stop it)", d.info.ID)
 	}
 	d.setGate(gateLeave)
 	select {

@@ -34,6 +34,9 @@ type gate struct {
 	word atomic.Uint64
 	_    [56]byte
 
+	// changes is looked at when the word has changed, never else.
+	changes atomic.Pointer[ChangeMap]
+
 	mu       sync.Mutex
 	stopping bool // a hold would keep STOP_DEV waiting for ever: refuse instead
 }
@@ -82,4 +85,11 @@ func (g *gate) setReadOnly(on bool) bool {
 	}
 	g.word.Store(word + gateEpochUnit)
 	return true
+}
+
+func (g *gate) setChanges(m *ChangeMap) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.changes.Store(m)
+	g.word.Add(gateEpochUnit)
 }

@@ -21,9 +21,11 @@ func inflightOf(t *testing.T, device string) string {
 	return strings.Join(strings.Fields(string(b)), " ")
 }
 
-func TestHoldAndDrainUnderFio(t *testing.T) {
+func TestHoldAndDrainUnderFio(t *testing.T) { everyPath(t, holdAndDrainUnderFio) }
+
+func holdAndDrainUnderFio(t *testing.T, way DataPath) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 4})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 4})
 	f := startFio(t, d.Path(), append(verifyArgs(8), "--rate=4m")...)
 	held := uint64(0)
 	for range 50 {
@@ -61,9 +63,11 @@ func TestHoldAndDrainUnderFio(t *testing.T) {
 	}
 }
 
-func TestRefuseAnswersBusy(t *testing.T) {
+func TestRefuseAnswersBusy(t *testing.T) { everyPath(t, refuseAnswersBusy) }
+
+func refuseAnswersBusy(t *testing.T, way DataPath) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 2})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 2})
 	c := openClient(t, d.Path(), unix.O_RDWR)
 	if e := c.write(0, 4096, 0); e != 0 {
 		t.Fatal(e)
@@ -91,9 +95,11 @@ func TestRefuseAnswersBusy(t *testing.T) {
 	}
 }
 
-func TestHeldRequests(t *testing.T) {
+func TestHeldRequests(t *testing.T) { everyPath(t, heldRequests) }
+
+func heldRequests(t *testing.T, way DataPath) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 2, NoPartitionScan: true})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 2, NoPartitionScan: true})
 	ask := map[string]func(c *client) unix.Errno{
 		"write":   func(c *client) unix.Errno { return c.write(0, 4096, 0) },
 		"read":    func(c *client) unix.Errno { return c.read(0, 4096) },

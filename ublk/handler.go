@@ -58,12 +58,22 @@ type Handler interface {
 	Handle(r *Request) unix.Errno
 }
 
+// DataFree is a Handler that can do without Request.Data. When it says so its
+// requests take the zero-copy paths, and Data is nil.
+type DataFree interface {
+	Handler
+	DataFree() bool
+}
+
 // Null is a Handler that forgets writes and leaves what it reads unset. It
 // shows what the ublk path itself costs.
 type Null struct{}
 
 // Handle says yes to everything.
 func (Null) Handle(*Request) unix.Errno { return 0 }
+
+// DataFree says that Null never looks at data.
+func (Null) DataFree() bool { return true }
 
 // Memory is a Handler that keeps the disk in memory. Pages are touched lazily:
 // a block that was never written takes no memory. Requests that overlap are not

@@ -23,11 +23,12 @@ import (
 // nvmeDisk is a blank disk of the test machine. Tests overwrite it.
 const nvmeDisk = "/dev/nvme0n1"
 
-// serveEnv makes the test binary a server instead: "ID BACKEND QUEUES", with
+// serveEnv makes the test binary a server instead: "ID BACKEND QUEUES PATH", with
 // ID -1 to start a device and another to adopt it.
 const serveEnv = "UBLK_TEST_SERVE"
 
 func TestMain(m *testing.M) {
+	ReserveProcs(2)
 	if spec := os.Getenv(serveEnv); spec != "" {
 		if err := runServer(spec); err != nil {
 			fmt.Println("error:", err)
@@ -41,10 +42,14 @@ func TestMain(m *testing.M) {
 // runServer serves until it is killed.
 func runServer(spec string) error {
 	var (
-		id, queues int
-		path       string
+		id, queues     int
+		path, dataPath string
 	)
-	if _, err := fmt.Sscan(spec, &id, &path, &queues); err != nil {
+	if _, err := fmt.Sscan(spec, &id, &path, &queues, &dataPath); err != nil {
+		return err
+	}
+	way, err := ParseDataPath(dataPath)
+	if err != nil {
 		return err
 	}
 	b, err := OpenBackend(path)
@@ -55,7 +60,7 @@ func runServer(spec string) error {
 	if id >= 0 {
 		begin = Adopt
 	}
-	d, err := begin(context.Background(), b, Options{ID: id, Queues: queues, Tag: testTag})
+	d, err := begin(context.Background(), b, Options{ID: id, Queues: queues, Tag: testTag, DataPath: way})
 	if err != nil {
 		return err
 	}
@@ -72,10 +77,10 @@ type server struct {
 	id  int
 }
 
-func startServer(t *testing.T, id int, path string, queues int) *server {
+func startServer(t *testing.T, id int, path string, queues int, way DataPath) *server {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s %d", serveEnv, id, path, queues))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s %d %v", serveEnv, id, path, queues, way))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -161,12 +166,56 @@ func control(t *testing.T) *Control {
 
 func features(t *testing.T) Features {
 	t.Helper()
-	c := control(t)
+	c, err := OpenControl(ControlOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() // not at the end of the test: a part of it may look for leaks
 	f, err := c.Features(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// everyPath runs a test once for each data path that this kernel has.
+func everyPath(t *testing.T, test func(t *testing.T, way DataPath)) {
+	have := features(t)
+	for way, need := range map[DataPath]struct {
+		flags Features
+		since string
+	}{
+		DataPathCopy:     {0, ""},
+		DataPathZeroCopy: {zeroCopyFlags, "6.16"},
+		DataPathBatch:    {batchFlags, "7.0"},
+	} {
+		t.Run(way.String(), func(t *testing.T) {
+			if !have.Has(need.flags) {
+				mustBeOlder(t, need.since)
+				t.Skipf("needs kernel %s", need.since)
+			}
+			test(t, way)
+		})
+	}
+}
+
+// mustBeOlder fails the test when the kernel should have what it lacks.
+func mustBeOlder(t *testing.T, since string) {
+	t.Helper()
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor, wantMajor, wantMinor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(since, "%d.%d", &wantMajor, &wantMinor); err != nil {
+		t.Fatal(err)
+	}
+	if major > wantMajor || major == wantMajor && minor >= wantMinor {
+		t.Fatalf("kernel %d.%d should have what came with %s", major, minor, since)
+	}
 }
 
 func openBackend(t *testing.T, path string) *Backend {

@@ -32,16 +32,18 @@ func stateOfDevice(t *testing.T, c *Control, id int) State {
 	return info.State
 }
 
-func TestKillAndAdoptUnderFio(t *testing.T) {
+func TestKillAndAdoptUnderFio(t *testing.T) { everyPath(t, killAndAdoptUnderFio) }
+
+func killAndAdoptUnderFio(t *testing.T, way DataPath) {
 	checkClean(t)
 	c := control(t)
-	s := startServer(t, -1, nvmeDisk, 2)
+	s := startServer(t, -1, nvmeDisk, 2, way)
 	id := s.id
 	f := startFio(t, blockPath(id), append(verifyArgs(16), "--rate=3m")...)
 	for range 3 {
 		time.Sleep(500 * time.Millisecond) // some load between the deaths
 		s.kill()
-		s = startServer(t, id, nvmeDisk, 1)
+		s = startServer(t, id, nvmeDisk, 1, way)
 		if got := stateOfDevice(t, c, id); got != StateLive {
 			t.Fatalf("after adoption the device is %v", got)
 		}
@@ -63,11 +65,13 @@ func TestKillAndAdoptUnderFio(t *testing.T) {
 
 // With every tag held no FETCH is left for the driver to cancel, which is the
 // slowest death of all on kernel 6.12.
-func TestKillWithEveryTagInFlight(t *testing.T) {
+func TestKillWithEveryTagInFlight(t *testing.T) { everyPath(t, killWithEveryTagInFlight) }
+
+func killWithEveryTagInFlight(t *testing.T, way DataPath) {
 	checkClean(t)
 	c := control(t)
 	b := openBackend(t, nvmeDisk)
-	d := startDevice(t, b, Options{Queues: 1, Depth: 4, NoPartitionScan: true})
+	d := startDevice(t, b, Options{DataPath: way, Queues: 1, Depth: 4, NoPartitionScan: true})
 	d.Hold()
 	f := startFio(t, d.Path(), "--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=1M")
 	eventually(t, "all tags held", func() bool { return d.Stats().HeldNow == 4 })
@@ -86,11 +90,13 @@ func TestKillWithEveryTagInFlight(t *testing.T) {
 	}
 }
 
-func TestAbandonAndAdoptUnderFio(t *testing.T) {
+func TestAbandonAndAdoptUnderFio(t *testing.T) { everyPath(t, abandonAndAdoptUnderFio) }
+
+func abandonAndAdoptUnderFio(t *testing.T, way DataPath) {
 	checkClean(t)
 	c := control(t)
 	b := openBackend(t, nvmeDisk)
-	d := startDevice(t, b, Options{Queues: 2})
+	d := startDevice(t, b, Options{DataPath: way, Queues: 2})
 	id := d.ID()
 	f := startFio(t, d.Path(), append(verifyArgs(8), "--rate=4m")...)
 	for range 3 {
@@ -241,7 +247,7 @@ func TestControl(t *testing.T) {
 		t.Fatalf("list: %+v, %v", infos, err)
 	}
 	if i := infos[0]; i.ID != 5 || i.State != StateLive || i.Queues != 1 || i.Depth != 32 || i.Tag != testTag ||
-		i.MaxIOBytes != DefaultMaxIOBytes || i.PID != unix.Getpid() || !i.Flags.Has(UserRecovery|UserRecoveryReissue) {
+		i.MaxIOBytes != DefaultCopyBytes || i.PID != unix.Getpid() || !i.Flags.Has(UserRecovery|UserRecoveryReissue) {
 		t.Errorf("info %+v", i)
 	}
 
@@ -329,9 +335,11 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestResize(t *testing.T) {
+func TestResize(t *testing.T) { everyPath(t, resize) }
+
+func resize(t *testing.T, way DataPath) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 1, Size: 1 << 30})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 1, Size: 1 << 30})
 	size := func() uint64 {
 		t.Helper()
 		b, err := OpenBackend(d.Path())

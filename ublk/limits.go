@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"math/bits"
 	"os"
 	"path/filepath"
@@ -31,6 +32,18 @@ type Limits struct {
 	DiscardGranularity uint32
 	DiscardAlignment   uint32
 	MaxWriteZeroes     uint64 // 0: none; clients write zeroes themselves
+
+	// How the memory of a request may lie. With zero copy it is handed to the
+	// backend as it is, so the device asks of its clients what the backend asks.
+	DMAAlignment   uint32 // mask: addresses and lengths are multiples of it plus one; 0: any
+	VirtBoundary   uint64 // mask: no gaps between segments but at its multiples; 0: any
+	MaxSegments    uint16 // 0: the kernel's default
+	MaxSegmentSize uint32 // 0: the kernel's default
+
+	// MaxIOSize is the largest request that the backend takes in one piece; 0: not
+	// known. Larger ones are cut by the server. It is the backend's alone: the
+	// device has Options.MaxIOBytes.
+	MaxIOSize uint32
 }
 
 func (l Limits) withDefaults() Limits {
@@ -123,6 +136,11 @@ func sysfsLimits(dir string) (Limits, error) {
 		MaxDiscard:         r.number("discard_max_bytes"),
 		DiscardGranularity: uint32(r.number("discard_granularity")),
 		MaxWriteZeroes:     r.number("write_zeroes_max_bytes"),
+		DMAAlignment:       uint32(r.number("dma_alignment")),
+		VirtBoundary:       r.number("virt_boundary_mask"),
+		MaxSegments:        uint16(min(r.number("max_segments"), math.MaxUint16)),
+		MaxSegmentSize:     uint32(min(r.number("max_segment_size"), math.MaxUint32)),
+		MaxIOSize:          uint32(min(r.number("max_sectors_kb"), maxIOBytes>>10)) << 10,
 	}
 	// These two lie beside the queue directory, on the partition itself.
 	r.dir = real

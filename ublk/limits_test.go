@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,7 +36,8 @@ func fakeSysfs(t *testing.T, queue map[string]string) (disk, part string) {
 var diskQueue = map[string]string{
 	"logical_block_size": "512", "physical_block_size": "4096", "minimum_io_size": "4096", "optimal_io_size": "131072",
 	"rotational": "0", "write_cache": "write back", "discard_max_bytes": "2147483136", "discard_granularity": "4096",
-	"write_zeroes_max_bytes": "131072",
+	"write_zeroes_max_bytes": "131072", "dma_alignment": "3", "virt_boundary_mask": "4095", "max_segments": "127",
+	"max_segment_size": "4294967295", "max_sectors_kb": "128",
 }
 
 func TestSysfsLimits(t *testing.T) {
@@ -43,6 +45,7 @@ func TestSysfsLimits(t *testing.T) {
 	want := Limits{
 		LogicalBlockSize: 512, PhysicalBlockSize: 4096, MinIOSize: 4096, OptimalIOSize: 131072, VolatileCache: true,
 		MaxDiscard: 2147483136, DiscardGranularity: 4096, MaxWriteZeroes: 131072,
+		DMAAlignment: 3, VirtBoundary: 4095, MaxSegments: 127, MaxSegmentSize: math.MaxUint32, MaxIOSize: 128 << 10,
 	}
 	got, err := sysfsLimits(disk)
 	if err != nil {

@@ -10,9 +10,10 @@ import (
 // Defaults of Options and the bounds that Start enforces.
 const (
 	DefaultDepth      = 64
-	DefaultMaxIOBytes = 512 << 10
-	MaxDepth          = 4096 // UBLK_MAX_QUEUE_DEPTH
-	MaxQueues         = 4096 // UBLK_MAX_NR_QUEUES
+	DefaultMaxIOBytes = 1 << 20   // with zero copy
+	DefaultCopyBytes  = 128 << 10 // where each tag pins a buffer of that size
+	MaxDepth          = 4096      // UBLK_MAX_QUEUE_DEPTH
+	MaxQueues         = 4096      // UBLK_MAX_NR_QUEUES
 	minIOBytes        = 4096
 	maxIOBytes        = 32 << 20 // UBLK_IO_BUF_BITS
 )
@@ -42,10 +43,22 @@ type Options struct {
 	// Tag is an opaque number kept with the device by the kernel
 	// (ublksrv_flags). Adopt refuses a device whose tag differs, unless 0.
 	Tag uint64
-	// MaxIOBytes is the largest request, a power of two. Every tag of every
-	// queue owns one buffer of this size, pinned: Queues*Depth*MaxIOBytes bytes.
-	// 0: 512 KiB. Adopt takes the device's own.
+	// MaxIOBytes is the largest request, a power of two. On the copy path every
+	// tag of every queue owns one buffer of this size, pinned:
+	// Queues*Depth*MaxIOBytes bytes. 0: 1 MiB with zero copy, else 128 KiB.
+	// Adopt takes the device's own.
 	MaxIOBytes int
+	// DataPath says how data and results travel; Device.Info.Flags.DataPath
+	// tells which way it became. Adopt takes the device's own.
+	DataPath DataPath
+	// ChangeMap has every write, discard and write-zeroes recorded, from the first
+	// on; nil: none. Device.SetChangeMap replaces it.
+	ChangeMap *ChangeMap
+	// Ungated leaves the gate out of the queues, to measure what it costs: Hold,
+	// Refuse, SetReadOnly and Abandon then have no effect. For benchmarks only.
+	Ungated bool
+	// unregistrable has the driver fail to register pages, to test what follows.
+	unregistrable bool
 	// Control runs the commands. nil: the device opens one for itself and
 	// closes it at its end.
 	Control *Control
@@ -59,9 +72,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Depth == 0 {
 		o.Depth = DefaultDepth
-	}
-	if o.MaxIOBytes == 0 {
-		o.MaxIOBytes = DefaultMaxIOBytes
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -77,6 +87,7 @@ func (o Options) validate() error {
 		return fmt.Errorf("ublk: %d queues: want 1 to %d", o.Queues, MaxQueues)
 	case o.Depth < 1 || o.Depth > MaxDepth:
 		return fmt.Errorf("ublk: depth %d: want 1 to %d", o.Depth, MaxDepth)
+	case o.MaxIOBytes == 0: // depends on the data path
 	case o.MaxIOBytes < minIOBytes || o.MaxIOBytes > maxIOBytes || o.MaxIOBytes&(o.MaxIOBytes-1) != 0:
 		return fmt.Errorf("ublk: MaxIOBytes %d: want a power of two from %d to %d", o.MaxIOBytes, minIOBytes, maxIOBytes)
 	}

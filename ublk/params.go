@@ -5,11 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"unsafe"
 )
 
-// paramsFor translates limits into what SET_PARAMS takes.
-func paramsFor(l Limits, o Options) params {
+// segBoundary is the block layer's default (BLK_SEG_BOUNDARY_MASK), the only
+// one there is a way to learn of.
+const segBoundary = 0xffffffff
+
+// minSegmentSize is UBLK_MIN_SEGMENT_SIZE.
+const minSegmentSize = 4096
+
+// paramsFor translates limits into what SET_PARAMS takes. Only with zero copy
+// does it matter to the backend how the clients' memory lies.
+func paramsFor(l Limits, o Options, zeroCopy bool) params {
 	p := params{
 		Types: paramTypeBasic,
 		Basic: paramBasic{
@@ -52,7 +61,24 @@ func paramsFor(l Limits, o Options) params {
 			MaxDiscardSegments:    1, // all that the driver takes
 		}
 	}
+	if zeroCopy {
+		p.alignTo(l)
+	}
 	return p
+}
+
+// alignTo has clients' memory lie as the backend takes it. What the driver would
+// refuse is left out: the block layer below then splits or refuses by itself.
+func (p *params) alignTo(l Limits) {
+	if a := l.DMAAlignment; a < uint32(os.Getpagesize()) && a&(a+1) == 0 {
+		p.Types |= paramTypeDMAAlign
+		p.DMA.Alignment = a
+	}
+	p.Basic.VirtBoundary = l.VirtBoundary
+	if l.MaxSegments > 0 && l.MaxSegmentSize >= minSegmentSize {
+		p.Types |= paramTypeSegment
+		p.Seg = paramSegment{SegBoundaryMask: segBoundary, MaxSegmentSize: l.MaxSegmentSize, MaxSegments: l.MaxSegments}
+	}
 }
 
 // toSectors clamps to the width of the field and to whole blocks.
@@ -84,6 +110,13 @@ func limitsOf(p params) (Limits, error) {
 		Rotational:        b.Attrs&attrRotational != 0,
 		VolatileCache:     b.Attrs&attrVolatileCache != 0,
 		ReadOnly:          b.Attrs&attrReadOnly != 0,
+		VirtBoundary:      b.VirtBoundary,
+	}
+	if p.Types&paramTypeDMAAlign != 0 {
+		l.DMAAlignment = p.DMA.Alignment
+	}
+	if p.Types&paramTypeSegment != 0 {
+		l.MaxSegments, l.MaxSegmentSize = p.Seg.MaxSegments, p.Seg.MaxSegmentSize
 	}
 	if p.Types&paramTypeDiscard != 0 {
 		l.MaxDiscard = uint64(p.Discard.MaxDiscardSectors) * sectorSize

@@ -18,7 +18,7 @@ func TestParamsRoundTrip(t *testing.T) {
 		Rotational: true, ReadOnly: true,
 	}
 	for _, want := range []Limits{nvme, disk} {
-		p := paramsFor(want, Options{MaxIOBytes: 512 << 10})
+		p := paramsFor(want, Options{MaxIOBytes: 512 << 10}, true)
 		if p.Basic.MaxSectors != 1024 {
 			t.Errorf("max sectors %d, want 1024", p.Basic.MaxSectors)
 		}
@@ -42,7 +42,7 @@ func TestParamsFitTheDriver(t *testing.T) {
 	p := paramsFor(Limits{
 		Size: 1 << 30, LogicalBlockSize: 4096, PhysicalBlockSize: 4096,
 		MinIOSize: 0, OptimalIOSize: 3 << 16, MaxDiscard: math.MaxUint64, DiscardGranularity: 512,
-	}, Options{MaxIOBytes: 4096})
+	}, Options{MaxIOBytes: 4096}, false)
 	if p.Basic.IOMinShift != 12 || p.Basic.IOOptShift != 16 {
 		t.Errorf("hints %d and %d, want 12 and 16", p.Basic.IOMinShift, p.Basic.IOOptShift)
 	}
@@ -96,7 +96,7 @@ func FuzzDecodeDesc(f *testing.F) {
 }
 
 func FuzzDecodeParams(f *testing.F) {
-	p := paramsFor(Limits{Size: 1 << 20, LogicalBlockSize: 512, PhysicalBlockSize: 4096, MaxDiscard: 1 << 20}, Options{MaxIOBytes: 4096})
+	p := paramsFor(Limits{Size: 1 << 20, LogicalBlockSize: 512, PhysicalBlockSize: 4096, MaxDiscard: 1 << 20}, Options{MaxIOBytes: 4096}, false)
 	f.Add(bytesOf(&p)[:paramsLen])
 	f.Add([]byte{8, 0, 0, 0, 1, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {

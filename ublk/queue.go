@@ -4,10 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"os"
 	"runtime/debug"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/swapback/swapback/ublk/uring"
 	"golang.org/x/sys/unix"
@@ -23,10 +21,14 @@ const (
 // What a completion belongs to: the high half of its user data; the low half is
 // the tag.
 const (
-	kindFetch   = 1 << 32
-	kindBackend = 2 << 32
-	kindWake    = 3 << 32
-	kindMask    = 0xffffffff << 32
+	kindFetch    = 1 << 32
+	kindBackend  = 2 << 32
+	kindWake     = 3 << 32
+	kindCommit   = 4 << 32 // of a batch; the low half is its buffer
+	kindRegister = 5 << 32
+	kindIgnored  = 6 << 32
+	kindPiece    = 7 << 32 // of a request; bits 16 to 31 are its number
+	kindMask     = 0xffffffff << 32
 )
 
 // maxTries bounds how often one backend operation that answers EAGAIN is issued
@@ -38,12 +40,15 @@ type queueConfig struct {
 	id, depth int
 	ioBytes   int
 	charFD    int
+	path      DataPath
+	cpus      unix.CPUSet // that submit to the queue; none: not known
 	backend   *Backend
 	gate      *gate
 	log       *slog.Logger
 	// changed is told, without waiting, when a queue of a closed gate has
 	// acknowledged it or has nothing left in flight.
-	changed chan struct{}
+	changed                chan struct{}
+	ungated, unregistrable bool // see Options
 }
 
 // queue serves one hardware queue. All fields but the published ones belong to
@@ -55,23 +60,29 @@ type queue struct {
 	ring       *uring.Ring
 	descs      []ioDesc // shared with the driver, read-only
 	descMem    []byte
-	mem        []byte // one I/O buffer per tag
-	registered bool   // the buffers are registered with the ring
+	mem        []byte // copy path: one I/O buffer per tag
+	registered bool   // reads and writes name a registered buffer
 	wakeFD     int
+	maxPiece   uint64 // bytes that the backend takes at once; 0: any
+	keeps      bool   // one of the reserved processors
+	batch      *batch // nil: one command per request
 
 	slots   []slot
-	held    []uint16 // tags kept by the gate, oldest first; capacity depth
-	word    uint64   // the gate's word of this turn
-	live    int      // tags that the driver has not aborted
-	flight  int      // tags at the backend
-	current int      // tag being worked on, for a panic; else -1
-	err     error    // first command that failed other than by ABORT
-	req     Request  // handed to a Handler, used again and again
+	held    []uint16   // tags kept by the gate, oldest first; capacity depth
+	word    uint64     // the gate's word of this turn
+	changes *ChangeMap // as of that word; nil: none
+	live    int        // commands that fetch and that the driver has not aborted
+	flight  int        // tags at the backend
+	current int        // tag being worked on, for a panic; else -1
+	err     error      // first command that failed other than by ABORT
+	req     Request    // handed to a Handler, used again and again
+	tally   tally
 
 	// Published at the end of each turn; see gate. The count is
 	// stats.inFlight.
-	acked atomic.Uint64
-	stats counters
+	acked           atomic.Uint64
+	stats           counters
+	pubHeld, pubFly int // what stats.heldNow and stats.inFlight say
 }
 
 // slot is a tag's request while the server has it.
@@ -81,6 +92,11 @@ type slot struct {
 	flags        uint32
 	tries        uint16
 	mode         uint8 // which fallocate mode is being tried
+	manual       bool  // the server has to register the request's pages
+
+	piece   uint64 // bytes of one piece, when the request is cut
+	pieces  uint16 // of them at the backend
+	redoing bool   // one of them failed or came short: do the whole again
 }
 
 // ackEnded is the acknowledgement of a queue that has ended; no gate word ever
@@ -95,11 +111,22 @@ func newQueue(c queueConfig) (*queue, error) {
 	return &queue{
 		queueConfig: c,
 		wakeFD:      fd,
+		maxPiece:    maxPiece(c.backend),
 		slots:       make([]slot, c.depth),
 		held:        make([]uint16, 0, c.depth),
 		word:        c.gate.word.Load(),
+		changes:     c.gate.changes.Load(),
 		current:     -1,
 	}, nil
+}
+
+// maxPiece is whole blocks of at least a page.
+func maxPiece(b *Backend) uint64 {
+	if b == nil || b.limits.MaxIOSize == 0 {
+		return 0
+	}
+	block := max(uint64(b.limits.LogicalBlockSize), 4096)
+	return max(uint64(b.limits.MaxIOSize)&^(block-1), block)
 }
 
 // wake makes the queue look at the gate. The device serialises it with
@@ -125,128 +152,98 @@ var wakeSink [8]byte
 // wakeOne is what a wake adds to the eventfd. Never written to.
 var wakeOne = [8]byte{0: 1}
 
-// setup builds the ring on the queue's own thread and puts one FETCH per tag
-// into it.
-func (q *queue) setup() error {
-	// Refused without CAP_SYS_RESOURCE, and only a help then.
-	_ = SetIOFlusher()
-	page := os.Getpagesize()
-	var err error
-	q.descMem, err = unix.Mmap(q.charFD, descOffset(q.id, page), descLength(q.depth, page),
-		unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
-	if err != nil {
-		return fmt.Errorf("mapping the I/O descriptors: %w", err)
-	}
-	q.descs = unsafe.Slice((*ioDesc)(unsafe.Pointer(&q.descMem[0])), q.depth)
-	return q.setupRing()
-}
-
-// setupRing makes the buffers and the ring.
-func (q *queue) setupRing() error {
-	var err error
-	// Not heap: the garbage collector must not own memory that the kernel
-	// writes to, and touching it must not depend on the runtime.
-	q.mem, err = unix.Mmap(-1, 0, q.depth*q.ioBytes,
-		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return fmt.Errorf("reserving %d I/O buffers of %d bytes: %w", q.depth, q.ioBytes, err)
-	}
-	_ = unix.Madvise(q.mem, unix.MADV_HUGEPAGE)
-	// Best effort, and without touching the pages: swapping these out could go
-	// to the very device that they serve.
-	_, _, _ = unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(&q.mem[0])), uintptr(len(q.mem)), unix.MLOCK_ONFAULT)
-
-	// Each tag has at most one entry in the ring, plus the wake.
-	q.ring, err = uring.NewQueue(uint32(q.depth) + 2)
-	if err != nil {
-		return err
-	}
-	files := []int32{fileChar: int32(q.charFD), fileBackend: -1, fileWake: int32(q.wakeFD)}
-	if q.backend.file != nil {
-		files[fileBackend] = int32(q.backend.file.Fd())
-		q.registerBuffers()
-	}
-	if err := q.ring.RegisterFiles(files); err != nil {
-		return err
-	}
-	q.armWake()
-	for tag := range q.depth {
-		q.command(uint16(tag), ioFetchReq, 0)
-	}
-	q.live = q.depth
-	if err := q.ring.Enter(0); err != nil {
-		return err
-	}
-	if n := q.ring.Entries() - q.ring.Space(); n != 0 {
-		return fmt.Errorf("the ring did not take %d of %d commands", n, q.depth)
-	}
-	return nil
-}
-
-// registerBuffers pins the buffers for reads and writes through the ring. Where
-// that is not permitted (RLIMIT_MEMLOCK without CAP_IPC_LOCK) plain reads and
-// writes do the same more slowly.
-func (q *queue) registerBuffers() {
-	bufs := make([][]byte, q.depth)
-	for tag := range bufs {
-		bufs[tag] = q.buffer(uint16(tag))
-	}
-	if err := q.ring.RegisterBuffers(bufs); err != nil {
-		q.log.Warn("ublk I/O buffers are not registered; requests will be slower", "queue", q.id, "error", err)
-		return
-	}
-	q.registered = true
-}
-
-func (q *queue) buffer(tag uint16) []byte {
-	start := int(tag) * q.ioBytes
-	return q.mem[start : start+q.ioBytes : start+q.ioBytes]
-}
-
-func (q *queue) bufferAddr(tag uint16) uintptr {
-	return uintptr(unsafe.Pointer(&q.mem[int(tag)*q.ioBytes]))
-}
-
 // run serves until every tag was aborted (the device stops), or the gate says
 // leave and nothing is in flight, or the ring breaks.
 func (q *queue) run() error {
+	defer q.rest()
 	for q.live > 0 {
-		wait := uint32(1)
-		if len(q.held) > 0 && (stateOf(q.word) == gateServe || stateOf(q.word) == gateRefuse) {
-			wait = 0 // a panic kept the last turn from getting through the list
+		wait := q.flush() + 1
+		if q.interrupted() {
+			wait = 0
 		}
-		if err := q.ring.Enter(wait); err != nil {
+		if err := q.enter(wait); err != nil {
 			return err
 		}
-		q.turn()
+		if q.turn() > int(wait)-1 {
+			q.strive()
+		} else {
+			q.rest()
+		}
 		q.publish()
 		if stateOf(q.word) == gateLeave && q.flight == 0 {
 			// Submit the last commits. What they fetch stays uncommitted, like
 			// what is held: the driver gives it to the successor.
-			return q.ring.Enter(0)
+			q.flush()
+			if err := q.ring.Enter(0); err != nil || !q.unflushed() {
+				return err
+			}
 		}
 	}
 	return q.err
 }
 
-// turn handles every completion that is there. Nothing in it allocates, locks
-// or waits, unless a Handler does.
-func (q *queue) turn() {
+// enter submits and waits, as briefly as is fair to the other goroutines.
+func (q *queue) enter(wait uint32) error {
+	if q.keeps && stateOf(q.word) == gateServe {
+		return q.ring.EnterRaw(wait)
+	}
+	return q.ring.Enter(wait)
+}
+
+// strive: there are requests, and most likely more of them soon.
+func (q *queue) strive() {
+	if !q.keeps {
+		q.keeps = keepProc()
+	}
+}
+
+// rest: the wait was long.
+func (q *queue) rest() {
+	if q.keeps {
+		q.keeps = false
+		returnProc()
+	}
+}
+
+// turn handles every completion that is there, and says how many. Nothing in it
+// allocates, locks or waits, unless a Handler does.
+func (q *queue) turn() (n int) {
 	defer q.recovered()
 	q.observeGate()
+	q.takeArrived()
 	for c := q.ring.Peek(); c != nil; c = q.ring.Peek() {
-		data, res := c.UserData, c.Res
+		data, res, flags := c.UserData, c.Res, c.Flags
 		q.ring.Advance()
+		n++
 		tag := uint16(data)
 		switch data & kindMask {
-		case kindFetch:
-			q.fetched(tag, res)
 		case kindBackend:
 			q.completed(tag, res)
+		case kindPiece:
+			q.pieceCompleted(tag, uint16(data>>16), res)
+		case kindFetch:
+			if q.batch != nil {
+				q.fetchedBatch(res, flags)
+			} else if q.fetchedOK(tag, res) {
+				q.fetched(tag)
+			}
+		case kindCommit:
+			q.committed(tag, res)
+		case kindRegister:
+			q.pagesRegistered(tag, res)
 		case kindWake:
 			q.armWake()
 		}
 	}
+	return n
+}
+
+// interrupted says that a panic kept the last turn from getting through a list.
+func (q *queue) interrupted() bool {
+	if q.batch != nil && q.batch.next < len(q.batch.arrived) {
+		return true
+	}
+	return len(q.held) > 0 && (stateOf(q.word) == gateServe || stateOf(q.word) == gateRefuse)
 }
 
 // recovered answers the request that a panic interrupted; the others are in
@@ -264,11 +261,16 @@ func (q *queue) recovered() {
 }
 
 func (q *queue) observeGate() {
+	if q.ungated {
+		return
+	}
 	word := q.gate.word.Load()
 	if word == q.word && len(q.held) == 0 {
 		return
 	}
-	q.word = word
+	if word != q.word {
+		q.word, q.changes = word, q.gate.changes.Load()
+	}
 	switch stateOf(word) {
 	case gateServe:
 		// Taken off the list one by one, so that a panic loses none: the next
@@ -294,10 +296,18 @@ func (q *queue) takeHeld() uint16 {
 	return tag
 }
 
-// publish must come after turn; the order of the two stores matters (see gate).
+// publish must come after turn; the order of the count and the acknowledgement
+// matters (see gate).
 func (q *queue) publish() {
-	q.stats.heldNow.Store(uint64(len(q.held)))
-	q.stats.inFlight.Store(uint64(q.flight))
+	q.tally.publish(&q.stats)
+	if q.pubHeld != len(q.held) {
+		q.pubHeld = len(q.held)
+		q.stats.heldNow.Store(uint64(q.pubHeld))
+	}
+	if q.pubFly != q.flight {
+		q.pubFly = q.flight
+		q.stats.inFlight.Store(uint64(q.flight))
+	}
 	if stateOf(q.word) == gateServe {
 		return
 	}
@@ -341,6 +351,9 @@ func (q *queue) end() {
 	}
 	if q.descMem != nil {
 		_ = unix.Munmap(q.descMem)
+	}
+	if q.batch != nil {
+		q.batch.close()
 	}
 	q.stats.inFlight.Store(uint64(q.flight))
 	q.stats.heldNow.Store(0)

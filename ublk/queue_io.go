@@ -1,29 +1,17 @@
 package ublk
 
 import (
-	"fmt"
-	"unsafe"
-
 	"github.com/swapback/swapback/ublk/uring"
 	"golang.org/x/sys/unix"
 )
 
-// fetched: the driver has put a request into the tag's descriptor, or gives the
-// tag up.
-func (q *queue) fetched(tag uint16, res int32) {
-	if res != ioResOK {
-		q.live--
-		// UBLK_IO_RES_ABORT. A cancelled command ends the tag in the same way.
-		if e := unix.Errno(-res); e != unix.ENODEV && e != unix.ECANCELED && q.err == nil {
-			q.err = fmt.Errorf("tag %d: the driver refused to fetch: %w", tag, e)
-		}
-		return
-	}
+// fetched: the driver has put a request into the tag's descriptor.
+func (q *queue) fetched(tag uint16) {
 	q.current = int(tag)
 	// One copy: the memory is shared, and must not be read twice.
 	op, flags, off, n, ok := decodeDesc(q.descs[tag])
 	s := &q.slots[tag]
-	*s = slot{op: op, flags: flags, off: off, n: n}
+	*s = slot{op: op, flags: flags, off: off, n: n, manual: flags&ioFlagNeedRegBuf != 0}
 	if !ok {
 		q.answer(tag, -int32(unix.EOPNOTSUPP))
 		return
@@ -35,13 +23,15 @@ func (q *queue) fetched(tag uint16, res int32) {
 		q.refuse(tag)
 	default:
 		q.held = append(q.held, tag)
-		q.stats.held.Add(1)
+		q.tally.held++
+		q.tally.publishRare(&q.stats)
 		q.current = -1
 	}
 }
 
 func (q *queue) refuse(tag uint16) {
-	q.stats.refused.Add(1)
+	q.tally.refused++
+	q.tally.publishRare(&q.stats)
 	q.commit(tag, -int32(unix.EBUSY))
 }
 
@@ -49,9 +39,14 @@ func (q *queue) refuse(tag uint16) {
 func (q *queue) issue(tag uint16) {
 	q.current = int(tag)
 	s := &q.slots[tag]
-	if q.word&gateReadOnly != 0 && s.op != OpRead && s.op != OpFlush {
-		q.answer(tag, -int32(unix.EROFS))
-		return
+	if s.op != OpRead && s.op != OpFlush {
+		if q.word&gateReadOnly != 0 {
+			q.answer(tag, -int32(unix.EROFS))
+			return
+		}
+		if q.changes != nil {
+			q.changes.Mark(s.off, s.n)
+		}
 	}
 	if (s.op == OpRead || s.op == OpWrite) && (s.n == 0 || s.n > uint64(q.ioBytes)) {
 		q.answer(tag, -int32(unix.EIO))
@@ -62,7 +57,11 @@ func (q *queue) issue(tag uint16) {
 		return
 	}
 	q.flight++
-	q.submit(tag, 0)
+	if s.manual {
+		q.registerPages(tag)
+		return
+	}
+	q.forward(tag)
 }
 
 // handle serves a request in this process.
@@ -73,7 +72,7 @@ func (q *queue) handle(tag uint16) {
 		FUA:     s.flags&ioFlagFUA != 0,
 		NoUnmap: s.flags&ioFlagNoUnmap != 0,
 	}
-	if s.op == OpRead || s.op == OpWrite {
+	if q.mem != nil && (s.op == OpRead || s.op == OpWrite) {
 		q.req.Data = q.buffer(tag)[:s.n:s.n]
 	}
 	if e := q.backend.handler.Handle(&q.req); e != 0 {
@@ -83,28 +82,84 @@ func (q *queue) handle(tag uint16) {
 	q.answer(tag, int32(s.n)&resultMask(s.op))
 }
 
+// forward sends a request to the backend, cut into pieces if it is too large for
+// it: the block layer would refuse to cut it without waiting, and io_uring then
+// go round by a worker thread.
+func (q *queue) forward(tag uint16) {
+	s := &q.slots[tag]
+	if q.maxPiece == 0 || s.n <= q.maxPiece || s.op != OpRead && s.op != OpWrite {
+		q.submit(tag, 0)
+		return
+	}
+	s.piece = pieceSize(s.n, q.maxPiece)
+	s.pieces = uint16((s.n + s.piece - 1) / s.piece)
+	for i := range s.pieces {
+		done := uint64(i) * s.piece
+		e := q.entry()
+		q.prepRW(e, tag, done, min(s.piece, s.n-done))
+		e.UserData = kindPiece | uint64(i)<<16 | uint64(tag)
+	}
+	q.current = -1
+}
+
+// pieceSize cuts n bytes into pieces of equal size, but for the last, that are
+// no larger than most and begin at whole pages.
+func pieceSize(n, most uint64) uint64 {
+	const page = 4096
+	count := (n + most - 1) / most
+	return min(((n+count-1)/count+page-1)&^(page-1), most)
+}
+
+// pieceCompleted waits for the last piece. When one was not done in full, the
+// whole request is done once more, uncut and by the slow but sure way: a request
+// may be repeated (the driver does so, too, when a server dies).
+func (q *queue) pieceCompleted(tag, i uint16, res int32) {
+	q.current = int(tag)
+	s := &q.slots[tag]
+	s.pieces--
+	if res != int32(min(s.piece, s.n-uint64(i)*s.piece)) {
+		s.redoing = true
+	}
+	switch {
+	case s.pieces > 0:
+		q.current = -1
+	case s.redoing:
+		q.retry(tag, uring.SQEAsync)
+	default:
+		q.flight--
+		q.answer(tag, int32(s.n))
+	}
+}
+
+// prepRW fills in a read or write of n bytes, done bytes into the tag's request.
+func (q *queue) prepRW(e *uring.SQE, tag uint16, done, n uint64) {
+	s := &q.slots[tag]
+	addr, off := q.bufferAddr(tag)+uintptr(done), s.off+done
+	var rw uint32
+	if s.flags&ioFlagFUA != 0 {
+		rw = unix.RWF_DSYNC
+	}
+	switch {
+	case s.op == OpRead && q.registered:
+		e.PrepReadFixed(fileBackend, addr, uint32(n), off, tag)
+	case s.op == OpRead:
+		e.PrepRead(fileBackend, addr, uint32(n), off)
+	case q.registered:
+		e.PrepWriteFixed(fileBackend, addr, uint32(n), off, tag, rw)
+	default:
+		e.PrepWrite(fileBackend, addr, uint32(n), off, rw)
+	}
+	e.Flags |= uring.SQEFixedFile
+}
+
 // submit puts the rest of the tag's request into the ring.
 func (q *queue) submit(tag uint16, sqeFlags uint8) {
 	s := &q.slots[tag]
 	e := q.entry()
 	off, n := s.off+s.done, s.n-s.done
 	switch s.op {
-	case OpRead:
-		if q.registered {
-			e.PrepReadFixed(fileBackend, q.bufferAddr(tag)+uintptr(s.done), uint32(n), off, tag)
-		} else {
-			e.PrepRead(fileBackend, q.bufferAddr(tag)+uintptr(s.done), uint32(n), off)
-		}
-	case OpWrite:
-		var rw uint32
-		if s.flags&ioFlagFUA != 0 {
-			rw = unix.RWF_DSYNC
-		}
-		if q.registered {
-			e.PrepWriteFixed(fileBackend, q.bufferAddr(tag)+uintptr(s.done), uint32(n), off, tag, rw)
-		} else {
-			e.PrepWrite(fileBackend, q.bufferAddr(tag)+uintptr(s.done), uint32(n), off, rw)
-		}
+	case OpRead, OpWrite:
+		q.prepRW(e, tag, s.done, n)
 	case OpFlush:
 		e.PrepFsync(fileBackend, uring.FsyncDatasync)
 	case OpDiscard:
@@ -150,8 +205,7 @@ func (q *queue) completed(tag uint16, res int32) {
 	s := &q.slots[tag]
 	if res < 0 {
 		if flags, ok := s.again(q.backend.block, unix.Errno(-res)); ok {
-			q.stats.retries.Add(1)
-			q.submit(tag, flags)
+			q.retry(tag, flags)
 			return
 		}
 		q.flight--
@@ -164,8 +218,7 @@ func (q *queue) completed(tag uint16, res int32) {
 			// Never commit a short result: kernel 7.3 takes a short write as
 			// whole. No progress means the backend has become shorter.
 			if res > 0 {
-				q.stats.retries.Add(1)
-				q.submit(tag, 0)
+				q.retry(tag, 0)
 				return
 			}
 			q.flight--
@@ -175,6 +228,12 @@ func (q *queue) completed(tag uint16, res int32) {
 	}
 	q.flight--
 	q.answer(tag, int32(s.n)&resultMask(s.op))
+}
+
+func (q *queue) retry(tag uint16, sqeFlags uint8) {
+	q.tally.retries++
+	q.tally.publishRare(&q.stats)
+	q.submit(tag, sqeFlags)
 }
 
 // again says whether an operation that failed with e is worth another try, and
@@ -207,11 +266,13 @@ func resultMask(op Op) int32 {
 func (q *queue) answer(tag uint16, res int32) {
 	s := &q.slots[tag]
 	if op := s.op; op < opCount {
-		q.stats.ops[op].Add(1)
+		t := &q.tally
+		t.touched |= 1 << op
+		t.ops[op]++
 		if res < 0 {
-			q.stats.errors[op].Add(1)
+			t.errors[op]++
 		} else {
-			q.stats.bytes[op].Add(s.n)
+			t.bytes[op] += s.n
 		}
 	}
 	if res < 0 {
@@ -227,41 +288,4 @@ func clientErrno(op Op, e unix.Errno) unix.Errno {
 		return unix.EIO
 	}
 	return e
-}
-
-// commit answers the tag's request and fetches its next one.
-func (q *queue) commit(tag uint16, res int32) {
-	q.command(tag, ioCommitAndFetchReq, res)
-	q.current = -1
-}
-
-func (q *queue) command(tag uint16, op uint32, res int32) {
-	e := q.entry()
-	e.PrepCmd(fileChar, op)
-	e.Flags |= uring.SQEFixedFile
-	e.UserData = kindFetch | uint64(tag)
-	*(*ioCmd)(unsafe.Pointer(&e.Cmd[0])) = ioCmd{
-		QID: uint16(q.id), Tag: tag, Result: res, Addr: uint64(q.bufferAddr(tag)),
-	}
-}
-
-func (q *queue) armWake() {
-	e := q.entry()
-	e.PrepRead(fileWake, uintptr(unsafe.Pointer(&wakeSink)), 8, ^uint64(0))
-	e.Flags |= uring.SQEFixedFile
-	e.UserData = kindWake
-}
-
-// entry gives a free submission entry. The ring has one for every tag and for
-// the wake, and none of them is ever in it twice, so that there always is one;
-// should that be wrong, the ring is emptied rather than a tag dropped.
-func (q *queue) entry() *uring.SQE {
-	for {
-		if e := q.ring.NextSQE(); e != nil {
-			return e
-		}
-		if err := q.ring.Enter(0); err != nil {
-			panic(err)
-		}
-	}
 }

@@ -38,7 +38,7 @@ func drive(t *testing.T, b *Backend, depth int) *driven {
 	t.Cleanup(func() { unix.Close(null) })
 	changed := make(chan struct{}, 1)
 	q, err := newQueue(queueConfig{
-		depth: depth, ioBytes: 64 << 10, charFD: null, backend: b, gate: &gate{},
+		depth: depth, ioBytes: 64 << 10, charFD: null, path: DataPathCopy, backend: b, gate: &gate{},
 		log: slog.New(slog.DiscardHandler), changed: changed,
 	})
 	if err != nil {
@@ -121,13 +121,15 @@ func newFileBackend(t *testing.T, size int64) (*Backend, string) {
 
 func TestQueueReadsAndWritesTheBackend(t *testing.T) {
 	for name, registered := range map[string]bool{"registered buffers": true, "plain buffers": false} {
-		t.Run(name, func(t *testing.T) { readAndWrite(t, registered) })
+		t.Run(name, func(t *testing.T) { readAndWrite(t, registered, 0) })
 	}
+	t.Run("in pieces", func(t *testing.T) { readAndWrite(t, true, 512) })
 }
 
-func readAndWrite(t *testing.T, registered bool) {
+func readAndWrite(t *testing.T, registered bool, maxPiece uint64) {
 	b, path := newFileBackend(t, 1<<20)
 	d := drive(t, b, 1)
+	d.maxPiece = maxPiece
 	if !d.registered {
 		t.Log("registering is not permitted here")
 	}
@@ -305,11 +307,11 @@ func TestQueueSurvivesAPanic(t *testing.T) {
 
 func TestQueueKnowsAbort(t *testing.T) {
 	d := drive(t, handlerBackend(t, Null{}), 2)
-	d.fetched(0, -int32(unix.ENODEV))
+	d.fetchedOK(0, -int32(unix.ENODEV))
 	if d.live != 1 || d.err != nil {
 		t.Errorf("abort: %d live, %v", d.live, d.err)
 	}
-	d.fetched(1, -int32(unix.EINVAL))
+	d.fetchedOK(1, -int32(unix.EINVAL))
 	if d.live != 0 || !errors.Is(d.err, unix.EINVAL) {
 		t.Errorf("a refused fetch: %d live, %v", d.live, d.err)
 	}

@@ -35,15 +35,25 @@ func TestFioVerify(t *testing.T) {
 		{"nvme-1-queue", 1, func(t *testing.T) *Backend { return openBackend(t, nvmeDisk) }},
 		{"nvme-4-queues", 4, func(t *testing.T) *Backend { return openBackend(t, nvmeDisk) }},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
+		verify := func(t *testing.T, way DataPath) {
 			checkClean(t)
-			d := startDevice(t, tc.open(t), Options{Queues: tc.queues})
+			d := startDevice(t, tc.open(t), Options{DataPath: way, Queues: tc.queues})
+			if got := d.Info().Flags.DataPath(); way != DataPathAuto && got != way {
+				t.Errorf("data path %v, asked for %v", got, way)
+			}
 			t.Logf("%d queues", d.Info().Queues) // the driver makes no more than there are CPUs
 			startFio(t, d.Path(), verifyArgs(8)...).wait()
 			s := d.Stats()
 			if s.Write.Bytes < 32<<20 || s.Read.Bytes < 32<<20 || s.Read.Errors+s.Write.Errors+s.Panics != 0 {
 				t.Errorf("counters: %+v", s)
 			}
+		}
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.name == "memory" {
+				verify(t, DataPathAuto)
+				return
+			}
+			everyPath(t, verify)
 		})
 	}
 }
@@ -62,13 +72,15 @@ func memoryBackend(t *testing.T, size uint64) *Backend {
 	return b
 }
 
-func TestNull(t *testing.T) {
+func TestNull(t *testing.T) { everyPath(t, null) }
+
+func null(t *testing.T, way DataPath) {
 	checkClean(t)
 	b, err := NewHandlerBackend("null", Null{}, Limits{Size: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := startDevice(t, b, Options{Queues: 2, Depth: 128})
+	d := startDevice(t, b, Options{DataPath: way, Queues: 2, Depth: 128})
 	startFio(t, d.Path(), "--rw=randrw", "--bs=4k", "--iodepth=32", "--size=32M", "--numjobs=2").wait()
 	if s := d.Stats(); s.Read.Ops+s.Write.Ops < 2*8192 {
 		t.Errorf("counters: %+v", s)
@@ -88,6 +100,11 @@ func TestLimitsAreTheBackends(t *testing.T) {
 	want := b.Limits()
 	// The hint is only right or absent; absent is shown as the block size.
 	want.OptimalIOSize, got.OptimalIOSize = 0, 0
+	// How large requests are is the device's own affair.
+	want.MaxIOSize, got.MaxIOSize = 0, 0
+	if d.Info().Flags.DataPath() == DataPathCopy {
+		want.DMAAlignment, want.VirtBoundary, want.MaxSegments, want.MaxSegmentSize = got.DMAAlignment, got.VirtBoundary, got.MaxSegments, got.MaxSegmentSize
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("sysfs (-backend +device):\n%s", diff)
 	}
@@ -157,9 +174,11 @@ func TestOperationsArriveAsAsked(t *testing.T) {
 }
 
 // The same operations through the ring to a real disk.
-func TestOperationsReachTheDisk(t *testing.T) {
+func TestOperationsReachTheDisk(t *testing.T) { everyPath(t, operationsReachTheDisk) }
+
+func operationsReachTheDisk(t *testing.T, way DataPath) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 1})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 1})
 	c := openClient(t, d.Path(), unix.O_RDWR)
 	under := openClient(t, nvmeDisk, unix.O_RDONLY)
 	fill := func(v byte) {
@@ -299,9 +318,11 @@ func TestReadOnlyDevice(t *testing.T) {
 	}
 }
 
-func TestSetReadOnly(t *testing.T) {
+func TestSetReadOnly(t *testing.T) { everyPath(t, setReadOnly) }
+
+func setReadOnly(t *testing.T, way DataPath) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 2})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 2})
 	c := openClient(t, d.Path(), unix.O_RDWR)
 	d.SetReadOnly(true)
 	for name, e := range map[string]unix.Errno{
@@ -325,9 +346,11 @@ func TestSetReadOnly(t *testing.T) {
 	}
 }
 
-func TestNoAllocationUnderLoad(t *testing.T) {
+func TestNoAllocationUnderLoad(t *testing.T) { everyPath(t, noAllocationUnderLoad) }
+
+func noAllocationUnderLoad(t *testing.T, way DataPath) {
 	checkClean(t)
-	d := startDevice(t, openBackend(t, nvmeDisk), Options{Queues: 2})
+	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 2})
 	f := startFio(t, d.Path(), "--rw=randrw", "--bs=4k", "--iodepth=32", "--size=64M", "--numjobs=2",
 		"--time_based", "--runtime=8")
 	ops := func() uint64 { s := d.Stats(); return s.Read.Ops + s.Write.Ops }

@@ -50,16 +50,18 @@ func Start(ctx context.Context, b *Backend, o Options) (*Device, error) {
 		return nil, err
 	}
 	d.log.Debug("ublk device started", "device", d.info.ID, "backend", b.path, "size", limits.Size,
-		"queues", d.info.Queues, "depth", d.info.Depth)
+		"queues", d.info.Queues, "depth", d.info.Depth, "data_path", d.info.Flags.DataPath())
 	return d, nil
 }
 
 func newDevice(b *Backend, o Options) (*Device, error) {
 	d := &Device{
 		backend: b, log: o.Logger, ctl: o.Control,
+		ungated: o.Ungated, unregistrable: o.unregistrable,
 		changed: make(chan struct{}, 1),
 		done:    make(chan struct{}),
 	}
+	d.gate.changes.Store(o.ChangeMap)
 	if d.ctl == nil {
 		ctl, err := OpenControl(ControlOptions{Logger: o.Logger})
 		if err != nil {
@@ -85,12 +87,20 @@ func (d *Device) add(ctx context.Context, o Options) error {
 	if !have.Has(required) {
 		return fmt.Errorf("ublk: the driver has only %v: %w: needs kernel 6.4 or later", have, ErrUnsupported)
 	}
-	want := required | have&UpdateSize
+	path, flags, err := o.DataPath.choose(have, d.backend)
+	if err != nil {
+		return err
+	}
+	if o.MaxIOBytes == 0 {
+		o.MaxIOBytes = DefaultMaxIOBytes
+		if path == DataPathCopy {
+			o.MaxIOBytes = DefaultCopyBytes
+		}
+	}
+	want := required | flags | have&UpdateSize
 	if o.NoPartitionScan {
 		want |= have & NoAutoPartScan
 	}
-	// Plain copy mode. Zero copy will ask for AutoBufReg here and leave out the
-	// buffers in queue.setup.
 	info := devInfo{
 		NrHWQueues:    uint16(o.Queues),
 		QueueDepth:    uint16(o.Depth),
@@ -116,7 +126,7 @@ func (d *Device) add(ctx context.Context, o Options) error {
 func (d *Device) start(ctx context.Context, o Options) error {
 	// The driver may have lowered the number of queues or the depth.
 	o.MaxIOBytes = d.info.MaxIOBytes
-	p := paramsFor(d.limits, o)
+	p := paramsFor(d.limits, o, d.info.Flags.DataPath() != DataPathCopy)
 	if err := d.ctl.setParams(ctx, d.info.ID, p); err != nil {
 		return err
 	}
@@ -126,7 +136,19 @@ func (d *Device) start(ctx context.Context, o Options) error {
 	if err := d.ctl.startDev(ctx, d.info.ID); err != nil {
 		return err
 	}
+	d.unschedule()
 	return d.afterStart(ctx)
+}
+
+// unschedule takes the I/O scheduler away that the block layer gives to every
+// device of one queue (mq-deadline). The disks below have their own: sorting
+// requests twice doubles the path and orders nothing. Whoever wants one can set
+// it again (queue/scheduler in sysfs, or a udev rule).
+func (d *Device) unschedule() {
+	path := fmt.Sprintf("/sys/block/ublkb%d/queue/scheduler", d.info.ID)
+	if err := os.WriteFile(path, []byte("none"), 0); err != nil {
+		d.log.Warn("I/O scheduler of a ublk device not taken away; requests will be slower", "device", d.info.ID, "error", err)
+	}
 }
 
 // afterStart reads back what the kernel made of the device.
@@ -152,9 +174,15 @@ func (d *Device) startQueues(ctx context.Context) error {
 		return err
 	}
 	for i := range d.info.Queues {
+		cpus, err := d.ctl.queueAffinity(ctx, d.info.ID, i)
+		if err != nil {
+			// Only a matter of speed: let the scheduler choose.
+			d.log.Warn("processors of a ublk queue not known", "device", d.info.ID, "queue", i, "error", err)
+		}
 		q, err := newQueue(queueConfig{
-			id: i, depth: d.info.Depth, ioBytes: d.info.MaxIOBytes, charFD: fd,
+			id: i, depth: d.info.Depth, ioBytes: d.info.MaxIOBytes, charFD: fd, path: d.info.Flags.DataPath(), cpus: cpus,
 			backend: d.backend, gate: &d.gate, log: d.log, changed: d.changed,
+			ungated: d.ungated, unregistrable: d.unregistrable,
 		})
 		if err != nil {
 			for _, q := range d.queues {
@@ -254,6 +282,10 @@ func (d *Device) adopt(ctx context.Context, o Options) error {
 	}
 	if info.State == StateDead || !info.Flags.Has(UserRecovery) {
 		return fmt.Errorf("ublk: device %d is %v with flags %v: %w (remedy: delete it)", o.ID, info.State, info.Flags, ErrNotRecoverable)
+	}
+	if info.Flags.DataPath() != DataPathCopy && !d.backend.zeroCopy() {
+		return fmt.Errorf("ublk: device %d was added for zero copy, and backend %s handles data in this process: %w (remedy: delete the device)",
+			o.ID, d.backend.path, ErrNotRecoverable)
 	}
 	d.info = info
 	p, err := d.ctl.getParams(ctx, o.ID)

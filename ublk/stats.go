@@ -14,29 +14,60 @@ type OpStats struct {
 type Stats struct {
 	Read, Write, Flush, Discard, WriteZeroes OpStats
 
-	Held     uint64 // requests that a closed gate kept, ever
-	Refused  uint64 // requests answered EBUSY by a closed gate, ever
-	Retries  uint64 // backend operations issued again (EAGAIN, short results)
-	Panics   uint64 // panics turned into EIO
-	HeldNow  uint64 // kept right now
-	InFlight uint64 // at the backend right now
+	Held      uint64 // requests that a closed gate kept, ever
+	Refused   uint64 // requests answered EBUSY by a closed gate, ever
+	Retries   uint64 // backend operations issued again (EAGAIN, short results)
+	Fallbacks uint64 // zero-copy requests whose pages the driver could not register by itself
+	Panics    uint64 // panics turned into EIO
+	HeldNow   uint64 // kept right now
+	InFlight  uint64 // at the backend right now
 }
 
-// counters of one queue. Only the queue's thread writes them; readers may see a
-// request's counts one after the other. The padding keeps two queues from
-// writing to one cache line.
+// tally is what a queue's own thread counts with: plain numbers, which it
+// publishes once per turn.
+type tally struct {
+	ops, bytes, errors [opCount]uint64
+	held, refused      uint64
+	retries, fallbacks uint64
+	touched            uint8 // bit op is set when that operation's counts have changed
+}
+
+func (t *tally) publish(c *counters) {
+	for op := 0; t.touched != 0; op++ {
+		if t.touched&1 != 0 {
+			c.ops[op].Store(t.ops[op])
+			c.bytes[op].Store(t.bytes[op])
+			c.errors[op].Store(t.errors[op])
+		}
+		t.touched >>= 1
+	}
+}
+
+// publishRare is for the counts that only change when something is out of the
+// ordinary.
+func (t *tally) publishRare(c *counters) {
+	c.held.Store(t.held)
+	c.refused.Store(t.refused)
+	c.retries.Store(t.retries)
+	c.fallbacks.Store(t.fallbacks)
+}
+
+// counters of one queue, for others to read. Only the queue's thread writes
+// them, at the end of each turn. The padding keeps two queues from writing to
+// one cache line.
 type counters struct {
-	_        [64]byte
-	ops      [opCount]atomic.Uint64
-	bytes    [opCount]atomic.Uint64
-	errors   [opCount]atomic.Uint64
-	held     atomic.Uint64
-	refused  atomic.Uint64
-	retries  atomic.Uint64
-	panics   atomic.Uint64
-	heldNow  atomic.Uint64
-	inFlight atomic.Uint64
-	_        [64]byte
+	_         [64]byte
+	ops       [opCount]atomic.Uint64
+	bytes     [opCount]atomic.Uint64
+	errors    [opCount]atomic.Uint64
+	held      atomic.Uint64
+	refused   atomic.Uint64
+	retries   atomic.Uint64
+	fallbacks atomic.Uint64
+	panics    atomic.Uint64
+	heldNow   atomic.Uint64
+	inFlight  atomic.Uint64
+	_         [64]byte
 }
 
 func (c *counters) addTo(s *Stats) {
@@ -48,6 +79,7 @@ func (c *counters) addTo(s *Stats) {
 	s.Held += c.held.Load()
 	s.Refused += c.refused.Load()
 	s.Retries += c.retries.Load()
+	s.Fallbacks += c.fallbacks.Load()
 	s.Panics += c.panics.Load()
 	s.HeldNow += c.heldNow.Load()
 	s.InFlight += c.inFlight.Load()

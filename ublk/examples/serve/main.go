@@ -1,7 +1,7 @@
 // Command serve shows package ublk at work: it serves a file, a block device or
 // a piece of memory as /dev/ublkbN until it is told to end.
 //
-//	serve file PATH [-id N] [-queues N] [-depth N] [-read-only] [-adopt]
+//	serve file PATH [-id N] [-queues N] [-depth N] [-data-path P] [-read-only] [-adopt]
 //	serve memory SIZE [...]
 //	serve null SIZE [...]
 //	serve list
@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,6 +34,7 @@ func main() {
 	if err := ublk.ReexecIOFlusher(); err != nil {
 		fmt.Fprintln(os.Stderr, "serve: going on without:", err)
 	}
+	ublk.ReserveProcs(runtime.NumCPU())
 	if err := run(context.Background(), os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "serve:", err)
 		os.Exit(1)
@@ -69,8 +71,15 @@ func serve(ctx context.Context, what, subject string, args []string, out io.Writ
 	flags.IntVar(&o.Queues, "queues", 1, "hardware queues")
 	flags.IntVar(&o.Depth, "depth", ublk.DefaultDepth, "requests per queue")
 	flags.BoolVar(&o.ReadOnly, "read-only", false, "make a read-only device")
+	path := flags.String("data-path", "auto", "auto, copy, zero-copy or batch")
+	flags.BoolVar(&o.Ungated, "ungated", false, "leave the gate out, to measure it")
+	changes := flags.Bool("change-map", false, "record writes in blocks of 64 KiB, to measure it")
 	adopt := flags.Bool("adopt", false, "take over device -id, whose server is gone")
 	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	var err error
+	if o.DataPath, err = ublk.ParseDataPath(*path); err != nil {
 		return err
 	}
 	o.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -80,6 +89,12 @@ func serve(ctx context.Context, what, subject string, args []string, out io.Writ
 		return err
 	}
 	defer closeBackend()
+
+	if *changes {
+		if o.ChangeMap, err = ublk.NewChangeMap(backend.Limits().Size, 64<<10); err != nil {
+			return err
+		}
+	}
 
 	// Before the device appears, so that no signal finds it without a handler.
 	signals := make(chan os.Signal, 1)
