@@ -83,7 +83,12 @@ type Volume struct {
 	DeviceNumber int      `json:"device_number" doc:"N of /dev/ublkbN, -1 before the first attach"`
 	Link         string   `json:"link,omitempty" doc:"stable name" example:"/dev/swapback/tank/db"`
 	Backend      string   `json:"backend,omitempty" doc:"device-mapper device under the volume"`
-	Queues       int      `json:"queues,omitempty"`
+	Queues       int      `json:"queues,omitempty" doc:"hardware queues of the block device"`
+	Depth        int      `json:"depth,omitempty" doc:"requests in flight per queue"`
+	MaxIO        int64    `json:"max_io,omitempty" doc:"bytes of the largest request"`
+	DataPath     string   `json:"data_path,omitempty" enum:"copy,zero-copy,batch" doc:"how data gets from the block device to the backend"`
+	UblkFlags    []string `json:"ublk_flags,omitempty" doc:"features of the kernel's driver that the device was made with"`
+	Changed      *Changed `json:"changed,omitempty" doc:"what was written to the position"`
 	Position     Position `json:"position"`
 	Snapshot     bool     `json:"snapshot" doc:"whether a backup is reading a snapshot of the volume"`
 	IO           *IOStats `json:"io,omitempty" doc:"counters since the device was started or adopted"`
@@ -123,6 +128,14 @@ type Quarantine struct {
 	Step     string    `json:"step,omitempty"`
 	ExitCode int       `json:"exit_code,omitempty"`
 	Backup   string    `json:"backup,omitempty" doc:"backup that took the data's place"`
+}
+
+// Changed tells how much of a position was written, in whole blocks. The daemon
+// keeps count from the moment at which it first served the position.
+type Changed struct {
+	Since     time.Time `json:"since"`
+	Bytes     int64     `json:"bytes"`
+	BlockSize int64     `json:"block_size"`
 }
 
 // IOStats counts the requests that a volume's block device answered.

@@ -40,9 +40,11 @@ type Options struct {
 	// Queues per volume; default the number of CPUs, at most 4.
 	Queues int
 	// Depth is the number of requests in flight per queue; default 64.
-	Depth   int
-	Version string
-	Logger  *slog.Logger
+	Depth int
+	// DataPath of devices that are made; adopted ones keep theirs.
+	DataPath ublk.DataPath
+	Version  string
+	Logger   *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -78,6 +80,7 @@ type Controller struct {
 	failed  []api.FailedPool
 	exports map[string]*export // by volume UUID
 	claims  map[string]string  // volume UUID → operation under way
+	changes map[string]changes // position ID → what was written to it
 }
 
 var _ api.Service = (*Controller)(nil)
@@ -93,6 +96,7 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 		pools:   map[string]*dmswap.Pool{},
 		exports: map[string]*export{},
 		claims:  map[string]string{},
+		changes: map[string]changes{},
 	}
 	if c.lock, err = lockDir(opt.RunDir); err != nil {
 		return nil, err

@@ -22,7 +22,11 @@ func (c *Controller) describe(t target) api.Volume {
 	c.mu.Lock()
 	e, operation := c.exports[t.uuid()], c.claims[t.uuid()]
 	readOnly := e != nil && e.readOnly
+	changed, tracked := c.changes[t.info.Position.ID]
 	c.mu.Unlock()
+	if tracked {
+		v.Changed = &api.Changed{Since: changed.since, Bytes: int64(changed.blocks.Bytes()), BlockSize: changeBlock}
+	}
 	v.ReadOnly = v.ReadOnly || readOnly || v.Position.Quarantine != nil
 	switch {
 	case e == nil:
@@ -32,7 +36,10 @@ func (c *Controller) describe(t target) api.Volume {
 		v.State, v.Error = api.StateFailed, e.dev.Err().Error()
 	default:
 		v.State = api.StateServing
-		v.Device, v.Link, v.Queues = e.dev.Path(), e.link, e.dev.Info().Queues
+		info := e.dev.Info()
+		v.Device, v.Link, v.Queues = e.dev.Path(), e.link, info.Queues
+		v.Depth, v.MaxIO = info.Depth, int64(info.MaxIOBytes)
+		v.DataPath, v.UblkFlags = info.Flags.DataPath().String(), info.Flags.Names()
 		v.IO = describeIO(e.dev.Stats())
 	}
 	if operation == swapOperation {

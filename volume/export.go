@@ -26,11 +26,6 @@ type export struct {
 	failed   error // why a volume that should be served is not
 }
 
-// maxIOBytes is the largest request of a volume's device. Every request that can
-// be in flight owns a pinned buffer of this size, 8 MiB per queue at the default
-// depth: larger ones would not let a machine serve a hundred volumes.
-const maxIOBytes = 128 << 10
-
 // tagMagic marks the ublk devices that are swapback's, in the upper 16 bits of
 // the tag. 24 bits each of a checksum over the pool's and the volume's UUID
 // follow, so that a device is adopted for the volume it was made for only.
@@ -43,6 +38,10 @@ func deviceTag(pool, volume string) uint64 {
 func poolTag(pool string) uint64 {
 	return uint64(crc32.ChecksumIEEE([]byte(pool))>>8) << 24
 }
+
+// blank says that nobody can have written to the volume: it was never served,
+// and its position is no other's.
+func (t target) blank() bool { return t.info.DeviceNumber < 0 && t.info.Position.Generation == 1 }
 
 func (t target) tag() uint64 { return deviceTag(t.pool.Info().UUID, t.uuid()) }
 
@@ -71,12 +70,17 @@ func (c *Controller) serveAttached(ctx context.Context) {
 // insist another number than wanted is an error.
 func (c *Controller) serve(ctx context.Context, t target, wanted int, insist bool) (*export, error) {
 	readOnly := t.info.ReadOnly || t.info.Position.Quarantine != nil
+	changed, err := c.changesOf(t)
+	if err != nil {
+		return nil, err
+	}
 	opt := ublk.Options{
 		ID: wanted, Queues: c.opt.Queues, Depth: c.opt.Depth,
-		MaxIOBytes: maxIOBytes,
-		ReadOnly:   readOnly, Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
-		// What looks like a partition table in failed data is nobody's to use.
-		NoPartitionScan: t.info.Position.Quarantine != nil,
+		DataPath: c.opt.DataPath, ChangeMap: changed,
+		ReadOnly: readOnly, Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
+		// What looks like a partition table in failed data is nobody's to use, and
+		// a volume that was never served has none.
+		NoPartitionScan: t.info.Position.Quarantine != nil || t.blank(),
 	}
 	adopt := false
 	if wanted >= 0 {

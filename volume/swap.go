@@ -100,6 +100,11 @@ func (s *swap) exchange(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(s.req.HoldFor*float64(time.Second)), errHoldOver)
 	defer cancel()
 
+	for _, t := range s.targets {
+		if _, err := s.c.changesOf(t); err != nil {
+			return err
+		}
+	}
 	prepared, err := pool.PrepareSwap(ctx, s.pairs())
 	if err != nil {
 		return fromPool("swap refused", err)
@@ -118,6 +123,9 @@ func (s *swap) exchange(ctx context.Context) error {
 		err = prepared.Execute(ctx)
 	} else {
 		err = errors.Join(err, prepared.Abort(context.WithoutCancel(ctx)))
+	}
+	if err == nil || errors.Is(err, dmswap.ErrCommitted) {
+		s.c.moveChanges(s.targets)
 	}
 	for _, d := range s.devices {
 		d.Release()

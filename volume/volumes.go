@@ -93,6 +93,7 @@ func (c *Controller) DeleteVolume(ctx context.Context, ref string, force bool) e
 		}
 		return err
 	}
+	c.forgetChanges(t.info.Position.ID)
 	c.unlinkMapper()
 	c.log.Info("volume deleted", "volume", t.String())
 	return nil
@@ -121,9 +122,13 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	t.info = info
 	switch {
 	case restart:
+		c.forgetChanges(info.Position.ID) // it was made for the old size
 		err = c.restart(ctx, t, e)
 	case live:
-		err = e.dev.Resize(ctx, uint64(info.Size))
+		// First the map, so that no write behind the old end goes unrecorded.
+		if err = c.growChanges(ctx, t, e.dev); err == nil {
+			err = e.dev.Resize(ctx, uint64(info.Size))
+		}
 	}
 	if err != nil {
 		return api.Volume{}, fmt.Errorf("volume %s has its new size in the pool, but its block device does not show it (detach and attach it): %w", t, err)

@@ -41,6 +41,14 @@ func (m *machine) ublk(ctx context.Context) []check {
 	if len(checks) == 0 {
 		checks = append(checks, ok(name, "%s", strings.Join(features, " ")))
 	}
+	switch {
+	case slices.Contains(features, "batch-io"):
+		checks = append(checks, ok("data path", "batch: no copies, requests fetched and answered many at a time"))
+	case slices.Contains(features, "auto-buf-reg"):
+		checks = append(checks, ok("data path", "zero-copy; Linux 7.0 can answer many requests at a time"))
+	default:
+		checks = append(checks, degraded("data path", "Linux 6.16 or later, if you need the speed", "copy: every byte is copied once between the kernel and swapbackd"))
+	}
 	if !slices.Contains(features, "update-size") {
 		checks = append(checks, degraded("ublk resize", "Linux 6.16 or later, if you need it",
 			"a volume that grows shows its new size after the next attach only"))

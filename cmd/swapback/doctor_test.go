@@ -22,7 +22,7 @@ func goodMachine(t *testing.T) *machine {
 	m := &machine{
 		root: t.TempDir(), root0: true, memlock: unix.RLIM_INFINITY,
 		ublkFeatures: func(context.Context) ([]string, error) {
-			return []string{"user-recovery", "user-recovery-reissue", "ioctl-encode", "update-size"}, nil
+			return []string{"user-recovery", "user-recovery-reissue", "ioctl-encode", "update-size", "auto-buf-reg", "batch-io"}, nil
 		},
 		dmVersions: func(context.Context) (dmInfo, error) {
 			return dmInfo{version: "4.50.0", targets: map[string]string{

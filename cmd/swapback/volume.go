@@ -208,6 +208,10 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	f.add("Device", "%s", v.Device)
 	f.add("Link", "%s", v.Link)
 	f.add("Backend", "%s", v.Backend)
+	if v.DataPath != "" {
+		f.add("Data path", "%s, %d × %d requests of up to %s", v.DataPath, v.Queues, v.Depth, formatSize(v.MaxIO))
+		f.add("Driver", "%s", strings.Join(v.UblkFlags, " "))
+	}
 	p := v.Position
 	f.add("Position", "%s", p.ID)
 	f.add("Generation", "%d", p.Generation)
@@ -222,6 +226,9 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	}
 	if q := p.Quarantine; q != nil {
 		f.add("Quarantine", "%s", a.quarantineText(*q))
+	}
+	if v.Changed != nil {
+		f.add("Changed", "%s since %s, in blocks of %s", formatSize(v.Changed.Bytes), a.time(v.Changed.Since), formatSize(v.Changed.BlockSize))
 	}
 	if v.IO != nil {
 		f.add("Read", "%s in %d requests", formatSize(int64(v.IO.ReadBytes)), v.IO.Reads)

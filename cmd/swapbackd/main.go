@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -35,6 +36,7 @@ type options struct {
 	linkDir   string
 	queues    int
 	depth     int
+	dataPath  string
 	logLevel  string
 	logFormat string
 	onExit    string
@@ -87,6 +89,7 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 	f.StringArrayVar(&o.disks, "disk", nil, "look for pool members on this block device only; repeatable (default: all disks)")
 	f.StringVar(&o.runDir, "run-dir", "/run/swapback", "directory for the lock and the marks of quarantined devices")
 	f.StringVar(&o.linkDir, "link-dir", "/dev/swapback", "directory for the links POOL/VOLUME to block devices")
+	f.StringVar(&o.dataPath, "data-path", "auto", "how data gets from the block layer to the disks: auto, copy, zero-copy or batch (for measuring; adopted devices keep theirs)")
 	f.IntVar(&o.queues, "queues", 0, "queues per volume (default: number of CPUs, at most 4)")
 	f.IntVar(&o.depth, "depth", 64, "requests in flight per queue, 1 to 4096")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -122,12 +125,17 @@ func run(ctx context.Context, o options) (err error) {
 	if err := ublk.ReexecIOFlusher(); err != nil {
 		return err
 	}
+	ublk.ReserveProcs(runtime.NumCPU())
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
+	path, err := ublk.ParseDataPath(o.dataPath)
+	if err != nil {
+		return usageError{fmt.Errorf("--data-path: %w", err)}
+	}
 	ctl, err := volume.Open(ctx, volume.Options{
 		Disks: o.disks, RunDir: o.runDir, LinkDir: o.linkDir,
-		Queues: o.queues, Depth: o.depth,
+		Queues: o.queues, Depth: o.depth, DataPath: path,
 		Version: version.String(), Logger: log,
 	})
 	if err != nil {
