@@ -350,22 +350,82 @@ func TestNoAllocationUnderLoad(t *testing.T) { everyPath(t, noAllocationUnderLoa
 
 func noAllocationUnderLoad(t *testing.T, way DataPath) {
 	checkClean(t)
+	underLoad(t, way, func(load func() uint64) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		served := load()
+		runtime.ReadMemStats(&after)
+		// What is left is the runtime's own, and independent of the load.
+		allocs := after.Mallocs - before.Mallocs
+		t.Logf("%d allocations during %d requests", allocs, served)
+		if allocs > served/100 {
+			t.Errorf("%d allocations during %d requests", allocs, served)
+		}
+	})
+}
+
+func TestNoLockUnderLoad(t *testing.T) { everyPath(t, noLockUnderLoad) }
+
+// noLockUnderLoad has the runtime record every wait for a lock, a channel or
+// anything else of Go's, and every lock that others had to wait for.
+func noLockUnderLoad(t *testing.T, way DataPath) {
+	checkClean(t)
+	runtime.SetBlockProfileRate(1)
+	defer runtime.SetBlockProfileRate(0)
+	defer runtime.SetMutexProfileFraction(runtime.SetMutexProfileFraction(1))
+	underLoad(t, way, func(load func() uint64) {
+		before := queueWaits(t)
+		served := load()
+		if waits := queueWaits(t) - before; waits != 0 {
+			t.Errorf("queues waited %d times during %d requests", waits, served)
+		}
+	})
+}
+
+// queueWaits counts what the profiles have of the queues' goroutines.
+func queueWaits(t *testing.T) int64 {
+	t.Helper()
+	var n int64
+	seen := 0
+	for _, profile := range []func([]runtime.BlockProfileRecord) (int, bool){runtime.BlockProfile, runtime.MutexProfile} {
+		size, _ := profile(nil)
+		records := make([]runtime.BlockProfileRecord, size+100)
+		size, ok := profile(records)
+		if !ok {
+			t.Fatalf("%d records", size)
+		}
+		seen += size
+		for _, r := range records[:size] {
+			frames := runtime.CallersFrames(r.Stack())
+			for more := true; more; {
+				var f runtime.Frame
+				f, more = frames.Next()
+				if strings.Contains(f.Function, "ublk.(*queue)") {
+					n += r.Count
+					break
+				}
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("the profiles are empty: nothing was counted")
+	}
+	return n
+}
+
+// underLoad calls measure while fio keeps a device busy. The load that it is
+// given lasts for 5,000 requests and tells how many it were.
+func underLoad(t *testing.T, way DataPath, measure func(load func() uint64)) {
 	d := startDevice(t, openBackend(t, nvmeDisk), Options{DataPath: way, Queues: 2})
 	f := startFio(t, d.Path(), "--rw=randrw", "--bs=4k", "--iodepth=32", "--size=64M", "--numjobs=2",
 		"--time_based", "--runtime=8")
 	ops := func() uint64 { s := d.Stats(); return s.Read.Ops + s.Write.Ops }
 	eventually(t, "warm-up", func() bool { return ops() > 1000 })
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	start := ops()
-	// Sleeping allocates nothing; what is left is the runtime's own.
-	eventually(t, "load", func() bool { return ops() > start+5000 })
-	runtime.ReadMemStats(&after)
-	served, allocs := ops()-start, after.Mallocs-before.Mallocs
-	t.Logf("%d allocations during %d requests", allocs, served)
-	if allocs > served/100 {
-		t.Errorf("%d allocations during %d requests", allocs, served)
-	}
+	measure(func() uint64 {
+		start := ops()
+		eventually(t, "load", func() bool { return ops() > start+5000 })
+		return ops() - start
+	})
 	f.wait()
 }
 
