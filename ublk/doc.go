@@ -13,27 +13,44 @@
 // # The way of one request
 //
 // One goroutine per hardware queue is locked to its thread for life, because
-// the driver takes a commit only from the task that fetched. It owns one ring,
-// which carries three kinds of operations: the driver's commands (one FETCH or
-// COMMIT_AND_FETCH per tag), the backend's I/O, and a read from an eventfd by
-// which others wake it. Each turn is one io_uring_enter: it submits what the
-// last turn prepared and waits for at least one completion.
+// the driver takes a commit only from the task that fetched, and runs on the
+// processors that submit to the queue. It owns one ring, which carries the
+// driver's commands, the backend's I/O, and a read from an eventfd by which
+// others wake it. Each turn is one io_uring_enter: it submits what the last turn
+// prepared and waits for at least one completion.
 //
-//	driver fills the tag's descriptor, copies a write's data to the tag's buffer
-//	  -> completion of FETCH: decode, gate, prepare the backend operation
-//	  -> completion of that: short? ask for the rest. Else prepare COMMIT_AND_FETCH
-//	  -> driver copies a read's data from the buffer, answers the client
+// How data and results travel is the device's [DataPath]:
 //
-// Nothing on this way allocates, locks, waits for another thread or logs. The
-// buffers are mapped memory, not heap, one of MaxIOBytes per tag, registered
-// with the ring: so a device takes Queues*Depth*MaxIOBytes bytes of pinned
-// memory (with the defaults 32 MiB per queue).
+//	copy       one FETCH or COMMIT_AND_FETCH per tag; the driver copies between
+//	           the client's pages and a buffer of the tag
+//	zero-copy  the same commands; the driver puts the client's pages into the
+//	           tag's slot of the ring's buffer table (AUTO_BUF_REG), and the
+//	           backend reads or writes them
+//	batch      zero copy; one multishot command delivers lists of tags, and one
+//	           command per turn answers all that are done (BATCH_IO)
+//
+//	driver fills the tag's descriptor
+//	  -> completion of a fetch: decode, gate, change map, prepare the backend operation
+//	  -> completion of that: short? ask for the rest. Else prepare the answer
+//	  -> driver answers the client
+//
+// Where the driver cannot put the pages into the table it says so in the
+// descriptor; the queue then does it by a command before the backend operation
+// and one after it. A request larger than the backend takes (Limits.MaxIOSize) is
+// cut into pieces that go out together.
+//
+// Nothing on this way allocates, locks, waits for another thread or logs. With
+// zero copy a device takes a few pages per queue. The copy path has one buffer of
+// MaxIOBytes per tag, mapped memory and not heap, registered with the ring:
+// Queues*Depth*MaxIOBytes bytes of pinned memory (8 MiB per queue by default).
 //
 //	read          READ_FIXED
 //	write         WRITE_FIXED; with RWF_DSYNC when the request has FUA
 //	flush         FSYNC with DATASYNC
 //	discard       BLOCK_URING_CMD_DISCARD (6.12), on files a hole
 //	write-zeroes  FALLOCATE: PUNCH_HOLE, then ZERO_RANGE; with NOUNMAP only the latter
+//
+// The last three run on worker threads of io_uring where they may block.
 //
 // A Handler is called on the queue's thread instead.
 //
@@ -93,11 +110,17 @@
 // Device.ending (Stop, Abandon) before Device.waking; Device.drain alone;
 // gate.mu innermost. The queues take none.
 //
+// # Go's scheduler
+//
+// A thread that blocks in a system call keeps its processor (its share of
+// GOMAXPROCS) until the runtime's monitor takes it away, for which the monitor
+// wakes up every 20 µs; and getting one back costs locks. A program that calls
+// ReserveProcs gives busy queues processors of their own: they wait without
+// telling the scheduler, and go back to the ordinary way when a wait lasts.
+//
 // # Kernels
 //
 // 6.12 is the oldest that is tested. Newer features are negotiated by
 // GET_FEATURES; what a kernel lacks comes back as ErrUnsupported with the version
-// that has it (Resize: 6.16). Data is copied by the driver; zero copy
-// (AutoBufReg, 6.16) would change queue.setup and the choice of buffer in
-// queue.submit.
+// that has it (Resize: 6.16; zero copy: 6.16; batch: 7.0).
 package ublk
