@@ -1,0 +1,98 @@
+//go:build vm
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/api"
+)
+
+// TestChangesBelongToThePosition: what was written is told of the content, so a
+// swap takes it along, and growing and detaching keep it.
+func TestChangesBelongToThePosition(t *testing.T) {
+	d := startDaemon(t)
+	d.pool()
+	a, b := d.volume("a", 16*MiB), d.volume("b", 16*MiB)
+	d.volumeWith(api.CreateVolumeRequest{Name: "c", Size: 16 * MiB, Detached: true})
+	expect := func(when string, want map[string]int64) {
+		t.Helper()
+		for name, n := range want {
+			v := d.show(name)
+			if v.Changed == nil || v.Changed.Bytes != n || v.Changed.BlockSize != 64<<10 {
+				t.Errorf("%s: %s has %+v, want %d bytes", when, name, v.Changed, n)
+			}
+		}
+	}
+	data := randomBytes(40, int(1*MiB))
+	writeDevice(t, a.Device, 3*MiB, data)
+	writeDevice(t, b.Device, 0, data[:4096])
+	expect("after writing", map[string]int64{"a": 1 * MiB, "b": 64 << 10})
+	readDevice(t, a.Device, 0, int(8*MiB))
+	expect("after reading", map[string]int64{"a": 1 * MiB, "b": 64 << 10})
+
+	d.swap("a", "b")
+	expect("after a swap", map[string]int64{"a": 64 << 10, "b": 1 * MiB})
+	writeDevice(t, a.Device, 64<<10, data[:4096])
+	expect("after writing to what came", map[string]int64{"a": 128 << 10, "b": 1 * MiB})
+
+	if _, err := d.client.GrowVolume(t.Context(), "b", 32*MiB); err != nil {
+		t.Fatal(err)
+	}
+	if v := d.show("b"); v.DataPath == "copy" {
+		// Without UPDATE_SIZE the device is made anew, and its map with it.
+		expect("after growing on an old kernel", map[string]int64{"b": 0})
+	} else {
+		expect("after growing", map[string]int64{"b": 1 * MiB})
+		writeDevice(t, b.Device, 31*MiB, data)
+		expect("after writing behind the old end", map[string]int64{"b": 2 * MiB})
+		if !bytes.Equal(readDevice(t, b.Device, 31*MiB, len(data)), data) {
+			t.Error("what was written behind the old end is not there")
+		}
+	}
+
+	d.swap("a", "c")
+	expect("after a swap with a detached volume", map[string]int64{"a": 0, "c": 128 << 10})
+	writeDevice(t, a.Device, 0, data[:4096])
+	expect("after writing to what was detached", map[string]int64{"a": 64 << 10, "c": 128 << 10})
+}
+
+// TestVolumesTakeEachDataPath: what --data-path asks for is what volumes get,
+// and an adopted device keeps its own.
+func TestVolumesTakeEachDataPath(t *testing.T) {
+	for _, path := range []string{"copy", "zero-copy", "batch"} {
+		t.Run(path, func(t *testing.T) {
+			if path != "copy" && !hasPath(t, path) {
+				t.Skipf("this kernel has no %s (needs 6.16, batch 7.0)", path)
+			}
+			d := startDaemon(t, "--data-path", path)
+			d.pool()
+			v := d.volume("a", 32*MiB)
+			if v.DataPath != path || v.MaxIO == 0 || len(v.UblkFlags) == 0 {
+				t.Errorf("volume on %s: %+v", path, v)
+			}
+			runFio(t, verifyJob(v.Device, "16M"))
+			if now := d.show("a"); now.IO.Errors != 0 || now.IO.WriteBytes < uint64(16*MiB) {
+				t.Errorf("counters: %+v", now.IO)
+			}
+		})
+	}
+}
+
+// hasPath says whether the running kernel is new enough for a path.
+func hasPath(t *testing.T, path string) bool {
+	t.Helper()
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return major >= 7 || path == "zero-copy" && major == 6 && minor >= 16
+}
