@@ -111,6 +111,28 @@ func (d *fakeDisk) WriteAt(p []byte, off int64) (int, error) {
 	return copy(d.bytes[off:], p), nil
 }
 
+// WriteDurable is two effects, so that a power cut can come between: the header
+// arrives in part then. What was written before and not synced stays volatile.
+func (d *fakeDisk) WriteDurable(p []byte, off int64) error {
+	if err := misaligned(p, off); err != nil {
+		return err
+	}
+	if err := d.w.effect("fua write " + d.name); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.pending = append(d.pending, fakeWrite{off, slices.Clone(d.bytes[off : off+int64(len(p))])})
+	copy(d.bytes[off:], p)
+	if err := d.w.effect("fua end " + d.name); err != nil {
+		return err
+	}
+	d.pending = slices.DeleteFunc(d.pending, func(w fakeWrite) bool {
+		return w.at >= off && w.at+int64(len(w.old)) <= off+int64(len(p))
+	})
+	return nil
+}
+
 func misaligned(p []byte, off int64) error {
 	if off%blockSize != 0 || len(p)%blockSize != 0 {
 		return fmt.Errorf("%d bytes at %d: %w", len(p), off, unix.EINVAL)

@@ -83,8 +83,9 @@ func TestVMKill(t *testing.T) {
 		done      bool // the new world is expected
 	}{
 		{"swap", "swap: preloaded", false},
-		{"swap", "swap: suspended", false},
 		{"swap", "body", false},
+		{"swap", "swap: staged", false},
+		{"swap", "swap: suspended", false},
 		{"swap", "header", true},
 		{"swap", "swap: committed", true},
 		{"create", "create: device", false},

@@ -111,7 +111,7 @@ func openMembers(ctx context.Context, paths []string) (disks []*blockDevice, lab
 	return disks, labels, nil
 }
 
-func readLabel(d disk) (label, error) {
+func readLabel(d io.ReaderAt) (label, error) {
 	b := alignedBuffer(labelSize)
 	if _, err := d.ReadAt(b, labelOffset); errors.Is(err, io.EOF) {
 		return label{}, fmt.Errorf("%w: the disk ends before byte %d", errNoLabel, labelOffset+labelSize)

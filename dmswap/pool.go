@@ -201,20 +201,43 @@ func (p *Pool) mustBeIdle(v *volumeRecord) error {
 // commit changes the metadata. change works on a copy; when it or the commit
 // fails nothing has changed. The caller holds mu.
 func (p *Pool) commit(change func(m *metadata) error) error {
+	st, err := p.stage(change)
+	if err != nil {
+		return err
+	}
+	return p.publish(st)
+}
+
+// stage does what of a commit can be done before its point of no return. Until
+// publish nothing has changed, and it may be left at that. The caller holds mu.
+func (p *Pool) stage(change func(m *metadata) error) (*staged, error) {
 	if p.state != nil {
-		return p.state
+		return nil, p.state
 	}
 	next := p.meta.clone()
 	if err := change(next); err != nil {
-		return err
+		return nil, err
 	}
 	for i := range next.Members {
 		next.Members[i].Path = p.store.members[i].path
 	}
-	if err := p.store.commit(next); err != nil {
+	st, err := p.store.stage(next)
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: %w", p.name, err)
+	}
+	return st, nil
+}
+
+// publish is the point of no return of what was staged last. The caller holds
+// mu.
+func (p *Pool) publish(st *staged) error {
+	if p.state != nil {
+		return p.state
+	}
+	if err := p.store.publish(st); err != nil {
 		return fmt.Errorf("pool %s: %w", p.name, err)
 	}
-	p.meta = next
+	p.meta = st.meta
 	return nil
 }
 

@@ -38,10 +38,11 @@ const (
 
 // disk is what slots and labels are kept on. Offsets and lengths are multiples
 // of 4096, buffers are aligned to as much. What was written is durable when
-// Sync returns.
+// Sync returns; what WriteDurable writes is when it returns, and nothing else.
 type disk interface {
 	io.ReaderAt
 	io.WriterAt
+	WriteDurable(p []byte, off int64) error
 	Sync() error
 }
 
@@ -161,24 +162,12 @@ func writeBody(d disk, l *label, index int, body []byte) error {
 	return d.Sync()
 }
 
-// writeHeader makes the slot valid: the member's point of no return.
-func writeHeader(d disk, l *label, index int, generation uint64, body []byte, now time.Time) error {
-	h := slotHeader{
-		Generation: generation, BodyLen: int64(len(body)), BodyCRC: crc(body),
-		Pool: l.Pool, Member: l.Member, Written: now,
-	}
-	if _, err := d.WriteAt(h.encode(), l.Slots[index]); err != nil {
-		return err
-	}
-	return d.Sync()
-}
-
-// wipeHeader makes the slot empty.
-func wipeHeader(d disk, l *label, index int) error {
-	if _, err := d.WriteAt(alignedBuffer(blockSize), l.Slots[index]); err != nil {
-		return err
-	}
-	return d.Sync()
+// stampHeader notes the time of the commit in an encoded header.
+func stampHeader(header []byte, now time.Time) {
+	le := binary.LittleEndian
+	le.PutUint64(header[72:], uint64(now.UnixNano()))
+	le.PutUint32(header[12:], 0)
+	le.PutUint32(header[12:], crc(header))
 }
 
 func errTooLarge(body int, slotSize int64) error {

@@ -17,6 +17,9 @@ type store struct {
 	// last is the highest generation that was ever tried, so that a number is
 	// never used for two different contents.
 	last uint64
+	// staged is what publish may publish: the newest, until something else has
+	// been written into its slots.
+	staged *staged
 	// broken is set when it is unknown which generation the members hold.
 	broken error
 	// step, if not nil, is called between the steps of a commit (tests kill the
@@ -137,90 +140,140 @@ func (m *member) write(generation uint64, body []byte) error {
 	if err := writeBody(m.disk, &m.label, slot, body); err != nil {
 		return m.slotError("body", slot, err)
 	}
-	if err := writeHeader(m.disk, &m.label, slot, generation, body, time.Now()); err != nil {
+	header := m.header(generation, body)
+	stampHeader(header, time.Now())
+	if err := m.disk.WriteDurable(header, m.label.Slots[slot]); err != nil {
 		return m.slotError("header", slot, err)
 	}
 	m.newest = slot
 	return nil
 }
 
+// header is the block that makes a slot of this member valid, but for its time.
+func (m *member) header(generation uint64, body []byte) []byte {
+	return slotHeader{
+		Generation: generation, BodyLen: int64(len(body)), BodyCRC: crc(body),
+		Pool: m.label.Pool, Member: m.label.Member,
+	}.encode()
+}
+
 func (m *member) slotError(what string, slot int, err error) error {
 	return fmt.Errorf("writing the %s of metadata slot %s on %s: %w", what, slotName(slot), m.path, err)
 }
 
-// commit writes meta as a new generation on every member. When it returns nil
-// the new generation is the pool's, also after a crash. When it returns an
-// error the old one is, unless the store is broken.
+// staged is a generation whose body is durable on every member. What it lacks
+// is one block per member, which publish writes. A staged generation that is
+// never published is a slot that is not valid; nothing has to be taken back.
+type staged struct {
+	meta    *metadata
+	slots   []int    // of the members
+	headers [][]byte // of the members
+}
+
+// stage does everything of a commit that can be done before its point of no
+// return. Only the newest staged generation can be published: another one has
+// written over its slots.
+func (s *store) stage(meta *metadata) (*staged, error) {
+	s.staged = nil
+	if s.broken != nil {
+		return nil, s.broken
+	}
+	meta.Previous, meta.Generation = meta.Generation, s.last+1
+	if err := meta.check(); err != nil {
+		return nil, fmt.Errorf("refusing to commit inconsistent metadata: %w", err)
+	}
+	body, err := meta.encode()
+	if err != nil {
+		return nil, fmt.Errorf("encoding the metadata: %w", err)
+	}
+	for _, m := range s.members {
+		if int64(len(body)) > m.label.SlotSize-slotBody {
+			return nil, errTooLarge(len(body), m.label.SlotSize)
+		}
+	}
+	s.last = meta.Generation
+	st := &staged{meta: meta}
+	for _, m := range s.members {
+		st.slots = append(st.slots, m.target())
+		st.headers = append(st.headers, m.header(meta.Generation, body))
+	}
+	errs := s.each(func(i int, m *member) error { return writeBody(m.disk, &m.label, st.slots[i], body) })
+	if err := join(errs); err != nil {
+		return nil, fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", st.slots, errs))
+	}
+	s.staged = st
+	s.at("body")
+	return st, nil
+}
+
+// publish makes a staged generation the pool's. When it returns nil the new
+// generation counts, also after a crash. When it returns an error the old one
+// does, unless the store is broken.
 //
 // One member whose header was written makes the commit: from then on opening
 // the pool finds the new generation. So a member that fails at its header while
 // another succeeds is only behind.
-func (s *store) commit(meta *metadata) error {
-	if s.broken != nil {
-		return s.broken
+func (s *store) publish(st *staged) error {
+	if s.staged != st {
+		return fmt.Errorf("generation %d of the metadata is not staged any more", st.meta.Generation)
 	}
-	meta.Previous, meta.Generation = meta.Generation, s.last+1
-	if err := meta.check(); err != nil {
-		return fmt.Errorf("refusing to commit inconsistent metadata: %w", err)
-	}
-	body, err := meta.encode()
-	if err != nil {
-		return fmt.Errorf("encoding the metadata: %w", err)
-	}
-	for _, m := range s.members {
-		if int64(len(body)) > m.label.SlotSize-slotBody {
-			return errTooLarge(len(body), m.label.SlotSize)
-		}
-	}
-	s.last = meta.Generation
-	slots := make([]int, len(s.members))
-	for i, m := range s.members {
-		slots[i] = m.target()
-	}
-	errs := s.each(func(i int, m *member) error { return writeBody(m.disk, &m.label, slots[i], body) })
-	if err := join(errs); err != nil {
-		return fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", slots, errs))
-	}
-	s.at("body")
-	errs, fatal := s.writeHeaders(slots, meta.Generation, body)
+	s.staged = nil
+	errs, fatal := s.writeHeaders(st)
 	if fatal || !slices.Contains(errs, nil) {
-		return s.takeBack(meta.Generation, slots, s.describe("header", slots, errs))
+		return s.takeBack(st, s.describe("header", st.slots, errs))
 	}
 	for i, m := range s.members {
 		if errs[i] == nil {
-			m.newest = slots[i]
+			m.newest = st.slots[i]
 		} else {
-			m.newest, m.spare = -1, slots[i]
-			s.log.Error("member is behind: its metadata could not be written", "disk", m.path, "generation", meta.Generation, "err", errs[i])
+			m.newest, m.spare = -1, st.slots[i]
+			s.log.Error("member is behind: its metadata could not be written", "disk", m.path, "generation", st.meta.Generation, "err", errs[i])
 		}
 	}
 	s.at("header")
 	return nil
 }
 
+// commit stages and publishes meta as a new generation.
+func (s *store) commit(meta *metadata) error {
+	st, err := s.stage(meta)
+	if err != nil {
+		return err
+	}
+	return s.publish(st)
+}
+
 // writeHeaders makes the slots valid. Members that are behind already go first,
 // and when one of them fails again the others are not written and fatal is set:
 // no member may ever miss two commits.
-func (s *store) writeHeaders(slots []int, generation uint64, body []byte) (errs []error, fatal bool) {
+func (s *store) writeHeaders(st *staged) (errs []error, fatal bool) {
 	now := time.Now()
+	for _, h := range st.headers {
+		stampHeader(h, now)
+	}
 	write := func(behind bool) []error {
 		return s.each(func(i int, m *member) error {
 			if (m.newest < 0) != behind {
 				return nil
 			}
-			return writeHeader(m.disk, &m.label, slots[i], generation, body, now)
+			return m.disk.WriteDurable(st.headers[i], m.label.Slots[st.slots[i]])
 		})
 	}
-	if errs = write(true); join(errs) != nil {
-		return errs, true
+	if slices.ContainsFunc(s.members, func(m *member) bool { return m.newest < 0 }) {
+		if errs = write(true); join(errs) != nil {
+			return errs, true
+		}
 	}
 	return write(false), false
 }
 
 // takeBack undoes a commit that failed at its headers: a failed write may still
 // have reached the disk.
-func (s *store) takeBack(generation uint64, slots []int, cause error) error {
-	errs := s.each(func(i int, m *member) error { return wipeHeader(m.disk, &m.label, slots[i]) })
+func (s *store) takeBack(st *staged, cause error) error {
+	generation := st.meta.Generation
+	errs := s.each(func(i int, m *member) error {
+		return m.disk.WriteDurable(alignedBuffer(blockSize), m.label.Slots[st.slots[i]])
+	})
 	if err := join(errs); err != nil {
 		s.broken = &Error{
 			Kind: ErrDamaged, Message: fmt.Sprintf("it is unknown whether generation %d of the metadata is on the disks", generation), Err: errors.Join(cause, err),

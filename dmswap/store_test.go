@@ -12,12 +12,9 @@ import (
 func TestOneMemberMissesTheHeader(t *testing.T) {
 	p, w := testPool(t, 8, 8)
 	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
-	syncs := 0
 	w.fail = func(what string) error {
-		if what == "sync disk1" {
-			if syncs++; syncs == 2 {
-				return errors.New("injected")
-			}
+		if what == "fua end disk1" {
+			return errors.New("injected")
 		}
 		return nil
 	}
@@ -45,10 +42,10 @@ func TestAllHeadersFail(t *testing.T) {
 	for _, broken := range []bool{false, true} {
 		p, w := testPool(t, 8, 8)
 		mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
-		syncs := map[string]int{}
+		headers := map[string]int{}
 		w.fail = func(what string) error {
-			if strings.HasPrefix(what, "sync") {
-				if syncs[what]++; syncs[what] == 2 || broken && syncs[what] > 2 {
+			if strings.HasPrefix(what, "fua end") {
+				if headers[what]++; headers[what] == 1 || broken {
 					return errors.New("injected")
 				}
 			}
@@ -137,10 +134,10 @@ func TestAnOldCopyOfAMember(t *testing.T) {
 func TestAMemberNeverMissesTwoCommits(t *testing.T) {
 	p, w := testPool(t, 8, 8)
 	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
-	syncs := 0
+	headers := 0
 	w.fail = func(what string) error {
-		if what == "sync disk1" {
-			if syncs++; syncs == 2 || syncs == 4 {
+		if what == "fua end disk1" {
+			if headers++; headers <= 2 {
 				return errors.New("injected")
 			}
 		}

@@ -21,6 +21,7 @@ type Swap struct {
 
 	mu     sync.Mutex
 	sides  []side
+	staged *staged // the metadata after the swap
 	timing SwapTiming
 	done   bool
 }
@@ -32,8 +33,9 @@ type side struct {
 	ref    dm.Ref
 }
 
-// PrepareSwap checks a swap of one or more pairs, and loads the exchanged tables
-// into the inactive slots of the volumes' devices, which takes no pause.
+// PrepareSwap checks a swap of one or more pairs, loads the exchanged tables
+// into the inactive slots of the volumes' devices and writes the body of the
+// metadata after the swap: all that takes no pause.
 //
 // It refuses volumes that don't exist, are named twice, differ in size, are
 // busy, have a snapshot open, are in quarantine or have another generation than
@@ -64,8 +66,13 @@ func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error)
 		release()
 		return nil, err
 	}
-	s.timing.Preload = time.Since(start)
 	p.at("swap: preloaded")
+	if err := s.stage(); err != nil {
+		err = fmt.Errorf("swap of %s: %w", s.names, err)
+		return nil, errors.Join(err, s.Abort(ctx))
+	}
+	s.timing.Preload = time.Since(start)
+	p.at("swap: staged")
 	return s, nil
 }
 
@@ -135,7 +142,12 @@ func (s *Swap) Execute(ctx context.Context) error {
 	p := s.pool
 
 	start := time.Now()
-	err := s.suspend(ctx)
+	// A commit that came between has made the staged one void: better written
+	// again now than while the devices are suspended.
+	err := s.stage()
+	if err == nil {
+		err = s.suspend(ctx)
+	}
 	s.timing.Suspend = time.Since(start)
 	if err != nil {
 		return errors.Join(fmt.Errorf("swap of %s, nothing has changed: %w", s.names, err), s.undo(ctx))
@@ -158,7 +170,6 @@ func (s *Swap) Execute(ctx context.Context) error {
 	if err != nil {
 		return committed(fmt.Sprintf("the positions of %s are exchanged, but not all devices are resumed", s.names), err)
 	}
-	s.dropCaches()
 	return nil
 }
 
@@ -178,6 +189,31 @@ func (s *Swap) suspend(ctx context.Context) error {
 	})
 }
 
+// stage writes what the commit needs but for its headers, and does nothing when
+// that has been done and still counts: another commit makes it void, because it
+// takes the slots. The volumes are claimed, so what the swap changes is the same
+// each time.
+func (s *Swap) stage() error {
+	p := s.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return s.stageLocked()
+}
+
+func (s *Swap) stageLocked() (err error) {
+	if s.staged != nil && s.staged == s.pool.store.staged {
+		return nil
+	}
+	s.staged, err = s.pool.stage(func(m *metadata) error {
+		for _, side := range s.sides {
+			m.volume(side.volume.UUID).Position = side.after
+			m.position(side.after).Generation++
+		}
+		return nil
+	})
+	return err
+}
+
 // commit is the point of no return.
 func (s *Swap) commit(ctx context.Context) error {
 	p := s.pool
@@ -186,13 +222,10 @@ func (s *Swap) commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	return p.commit(func(m *metadata) error {
-		for _, side := range s.sides {
-			m.volume(side.volume.UUID).Position = side.after
-			m.position(side.after).Generation++
-		}
-		return nil
-	})
+	if err := s.stageLocked(); err != nil {
+		return err
+	}
+	return p.publish(s.staged)
 }
 
 // undo brings the devices back to what they were before the swap. The preloaded
@@ -232,9 +265,10 @@ func (s *Swap) Timing() SwapTiming {
 	return s.timing
 }
 
-// dropCaches drops pages that somebody read through the cache of the dm
-// devices themselves. Nobody serves from there, so a failure harms nothing.
-func (s *Swap) dropCaches() {
+// DropCaches drops pages that somebody read through the cache of the dm devices
+// themselves. The caller does so after Execute, when it has let I/O go on: it
+// needs no pause. Nobody serves from there, so a failure harms nothing.
+func (s *Swap) DropCaches() {
 	for _, side := range s.sides {
 		s.pool.mu.Lock()
 		path := s.pool.devices[side.volume.UUID]

@@ -134,6 +134,7 @@ func (s *swap) exchange(ctx context.Context) error {
 	if err != nil {
 		return s.failed(ctx, err)
 	}
+	prepared.DropCaches()
 	s.collect(prepared)
 	return nil
 }

@@ -167,17 +167,10 @@ type waker struct {
 // called. A signal that arrives before the thread waits is lost, so there are
 // many.
 func (w *waker) watch(ctx context.Context) (stop func()) {
-	if ctx.Done() == nil {
-		return func() {}
-	}
-	quit := make(chan struct{})
-	var gone sync.WaitGroup
-	gone.Go(func() {
-		select {
-		case <-quit:
-			return
-		case <-ctx.Done():
-		}
+	quit, gone := make(chan struct{}), make(chan struct{})
+	// No goroutine unless ctx ends: swaps wait for nothing they can spare.
+	never := context.AfterFunc(ctx, func() {
+		defer close(gone)
 		w.mu.Lock()
 		w.spent = true
 		h := w.request.header()
@@ -195,7 +188,12 @@ func (w *waker) watch(ctx context.Context) (stop func()) {
 			}
 		}
 	})
-	return func() { close(quit); gone.Wait() }
+	return func() {
+		if !never() {
+			close(quit)
+			<-gone
+		}
+	}
 }
 
 // restore makes the request ready to be sent again, unless it is called off.
