@@ -34,7 +34,7 @@ help: ## list these targets
 build: ## build every program into build/bin (NOBUILD=1 leaves that out of other targets)
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
-	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./demo/...
+	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/pause ./demo/...
 endif
 
 .PHONY: harness
@@ -83,6 +83,12 @@ lint: ## gofmt, go vet, staticcheck, govulncheck
 .PHONY: bench-short
 bench-short: build harness ## a few minutes of fio: a volume beside the bare device under it
 	@OUT=build/bench $(HARNESS)/vm -again -- 'bench/run.sh $$SWAPBACK_OUT/short.json'
+
+.PHONY: bench-pause
+# Exact mode unless MODE=wall. PAUSE_FLAGS are those of bench/pause.
+bench-pause: build harness ## the swap pause against the kernel's floor (MODE=wall: on the clock, on the VM's disks)
+	@OUT=build/bench VM_TIMEOUT=$${VM_TIMEOUT:-2h} DISK_SIZE=$${DISK_SIZE:-16G} ICOUNT=$(if $(filter wall,$(MODE)),,1) VM_ENV="$(VM_ENV) MODE=$(or $(MODE),exact)" \
+		$(HARNESS)/vm -again -- 'bench/pause/run.sh $$SWAPBACK_OUT/pause-$$MODE.json $(PAUSE_FLAGS)'
 
 .PHONY: ci
 ci: ## what .ci/run does

@@ -35,6 +35,7 @@ var rooms = map[string][]string{
 	"version":            {},
 	"ci":                 {},
 	"bench":              {"ci"},
+	"bench/pause":        {"api", "dmswap/dm"},
 	"demo":               {"api"},
 }
 
