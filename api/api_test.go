@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -72,7 +73,7 @@ func connect(t *testing.T, f *fake) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: NewHandler(f, "test", slog.New(slog.DiscardHandler))}
+	srv := &http.Server{Handler: NewHandler(f, nil, "test", slog.New(slog.DiscardHandler))}
 	go func() { _ = srv.Serve(ln) }()
 	c := NewClient(path)
 	t.Cleanup(func() {
@@ -210,9 +211,28 @@ func TestOpenAPIDescribesEveryOperation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, id := range []string{"info", "create-pool", "check-pool", "create-volume", "quarantine-volume", "swap", "open-snapshot", "list-holders"} {
+	for _, id := range []string{"info", "create-pool", "check-pool", "create-volume", "quarantine-volume", "swap", "open-snapshot", "list-holders", "metrics"} {
 		if !strings.Contains(string(doc), "operationId: "+id+"\n") {
 			t.Errorf("the document lacks operation %s", id)
+		}
+	}
+}
+
+func TestMetricsArePassedThrough(t *testing.T) {
+	metrics := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", r.Header.Get("Accept"))
+		_, _ = w.Write([]byte("up 1\n"))
+	})
+	for _, tt := range []struct {
+		metrics http.Handler
+		status  int
+	}{{metrics, http.StatusOK}, {nil, http.StatusNotFound}} {
+		r := httptest.NewRequest("GET", "/metrics", nil)
+		r.Header.Set("Accept", "text/x")
+		w := httptest.NewRecorder()
+		NewHandler(&fake{}, tt.metrics, "test", slog.New(slog.DiscardHandler)).ServeHTTP(w, r)
+		if w.Code != tt.status || tt.metrics != nil && (w.Body.String() != "up 1\n" || w.Header().Get("Content-Type") != "text/x") {
+			t.Errorf("%d %q %v", w.Code, w.Body, w.Header())
 		}
 	}
 }

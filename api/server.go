@@ -11,10 +11,11 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 )
 
-// NewHandler returns the HTTP handler that serves svc. It documents itself at
-// /openapi.json, /openapi.yaml and /docs. Requests that fail below with
+// NewHandler returns the HTTP handler that serves svc, and metrics at /metrics
+// unless that is nil. It documents itself at /openapi.json, /openapi.yaml and
+// /docs. Requests that fail below with
 // something else than an [*Error] are logged and answered as [CodeInternal].
-func NewHandler(svc Service, version string, log *slog.Logger) http.Handler {
+func NewHandler(svc Service, metrics http.Handler, version string, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	config := huma.DefaultConfig("swapbackd", version)
 	config.Info.Description = "Virtual disks that can be put back: pools, volumes, snapshots and swaps."
@@ -27,6 +28,9 @@ func NewHandler(svc Service, version string, log *slog.Logger) http.Handler {
 	s.routePools(h)
 	s.routeVolumes(h)
 	s.routeSwap(h)
+	if metrics != nil {
+		routeMetrics(h, metrics)
+	}
 	return mux
 }
 
@@ -39,6 +43,7 @@ func OpenAPI(version string) ([]byte, error) {
 	s.routePools(h)
 	s.routeVolumes(h)
 	s.routeSwap(h)
+	routeMetrics(h, http.NotFoundHandler())
 	return h.OpenAPI().YAML()
 }
 
@@ -211,4 +216,19 @@ func (s *server) holdSnapshot(hc huma.Context, snap Snapshot, end func(context.C
 		f.Flush()
 	}
 	<-hc.Context().Done()
+}
+
+// routeMetrics passes requests on as they came: which format of Prometheus is
+// answered is for the handler and its client to agree on.
+func routeMetrics(h huma.API, metrics http.Handler) {
+	o := op("GET", "/metrics", "metrics", "Counters and the histogram of the swap pause, for Prometheus")
+	o.Responses = map[string]*huma.Response{"200": {
+		Description: "OK", Content: map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: huma.TypeString}}},
+	}}
+	huma.Register(h, o, func(context.Context, *none) (*huma.StreamResponse, error) {
+		return &huma.StreamResponse{Body: func(hc huma.Context) {
+			r, w := humago.Unwrap(hc)
+			metrics.ServeHTTP(w, r)
+		}}, nil
+	})
 }

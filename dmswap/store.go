@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -286,17 +285,7 @@ func (s *store) takeBack(st *staged, cause error) error {
 
 // each does something on all members at once.
 func (s *store) each(do func(i int, m *member) error) []error {
-	errs := make([]error, len(s.members))
-	if len(s.members) == 1 {
-		errs[0] = do(0, s.members[0])
-		return errs
-	}
-	var all sync.WaitGroup
-	for i, m := range s.members {
-		all.Go(func() { errs[i] = do(i, m) })
-	}
-	all.Wait()
-	return errs
+	return atOnce(len(s.members), func(i int) error { return do(i, s.members[i]) })
 }
 
 func (s *store) describe(what string, slots []int, errs []error) error {

@@ -298,13 +298,23 @@ func (p *Pool) resumeAll(ctx context.Context, refs []dm.Ref) error {
 	})
 }
 
-// parallel does something with all devices at once and waits for all.
+// parallel does something with all devices at once and waits for all. The
+// caller does its share: it would only wait otherwise, and one goroutine less
+// has to find a thread.
 func parallel(refs []dm.Ref, do func(dm.Ref) error) error {
-	errs := make([]error, len(refs))
+	return errors.Join(atOnce(len(refs), func(i int) error { return do(refs[i]) })...)
+}
+
+// atOnce calls do for 0 to n-1 at once and waits for all.
+func atOnce(n int, do func(i int) error) []error {
+	errs := make([]error, n)
 	var all sync.WaitGroup
-	for i, ref := range refs {
-		all.Go(func() { errs[i] = do(ref) })
+	for i := 1; i < n; i++ {
+		all.Go(func() { errs[i] = do(i) })
+	}
+	if n > 0 {
+		errs[0] = do(0)
 	}
 	all.Wait()
-	return errors.Join(errs...)
+	return errs
 }

@@ -73,7 +73,8 @@ type Controller struct {
 	ublk *ublk.Control
 	// lock is held for the life of the controller, so that two daemons never
 	// serve the same pools.
-	lock *os.File
+	lock    *os.File
+	metrics *metrics
 
 	mu      sync.Mutex
 	pools   map[string]*dmswap.Pool // by pool UUID
@@ -92,12 +93,13 @@ var _ api.Service = (*Controller)(nil)
 func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 	opt.setDefaults()
 	c := &Controller{
-		opt: opt, log: opt.Logger,
+		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Version),
 		pools:   map[string]*dmswap.Pool{},
 		exports: map[string]*export{},
 		claims:  map[string]string{},
 		changes: map[string]changes{},
 	}
+	c.metrics.registry.MustRegister(ioCollector{c})
 	if c.lock, err = lockDir(opt.RunDir); err != nil {
 		return nil, err
 	}

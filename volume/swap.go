@@ -31,6 +31,8 @@ type swap struct {
 	guards  []*os.File     // exclusive opens of the devices, kept through the swap
 	held    []holders.Holder
 	before  []ublk.Stats
+	paused  bool   // the gates were closed
+	outcome string // for the metrics, unless all went well
 	result  api.SwapResult
 }
 
@@ -38,32 +40,42 @@ type swap struct {
 // docs/architecture.md. Up to the commit every failure leaves the old world;
 // from the commit on every failure is rolled forward.
 func (c *Controller) Swap(ctx context.Context, req api.SwapRequest) (api.SwapResult, error) {
-	s := &swap{c: c, req: req}
+	s := &swap{c: c, req: req, outcome: swapRefused}
 	s.result.Started = time.Now()
-	if err := s.check(); err != nil {
-		return api.SwapResult{}, err
-	}
-	var refs []string
-	for _, p := range req.Pairs {
-		refs = append(refs, p.A, p.B)
-	}
-	targets, release, err := c.claim(swapOperation, refs...)
+	err := s.run(ctx)
+	c.metrics.swapped(s.outcome, s.paused, &s.result)
 	if err != nil {
 		return api.SwapResult{}, err
+	}
+	return s.result, nil
+}
+
+func (s *swap) run(ctx context.Context) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	var refs []string
+	for _, p := range s.req.Pairs {
+		refs = append(refs, p.A, p.B)
+	}
+	targets, release, err := s.c.claim(swapOperation, refs...)
+	if err != nil {
+		return err
 	}
 	defer release()
 	s.targets = targets
 	defer s.closeGuards()
 	if err := s.preflight(ctx); err != nil {
-		return api.SwapResult{}, err
+		return err
 	}
 	if err := s.exchange(ctx); err != nil {
-		return api.SwapResult{}, err
+		return err
 	}
+	s.outcome = swapCommitted
 	// The positions are exchanged, whatever happens to the client now.
 	s.verify(context.WithoutCancel(ctx))
 	s.log()
-	return s.result, nil
+	return nil
 }
 
 func (s *swap) check() error {
@@ -110,6 +122,7 @@ func (s *swap) exchange(ctx context.Context) error {
 		return fromPool("swap refused", err)
 	}
 	s.before = s.stats()
+	s.paused = true
 	busy := time.Now()
 	for _, d := range s.devices {
 		if s.req.Busy == api.BusyRefuse {
@@ -131,6 +144,7 @@ func (s *swap) exchange(ctx context.Context) error {
 		d.Release()
 	}
 	s.result.Pause = time.Since(busy).Seconds()
+	s.countHeld()
 	if err != nil {
 		return s.failed(ctx, err)
 	}
@@ -143,7 +157,8 @@ var errHoldOver = errors.New("the time that I/O may be held ran out")
 
 // failed explains why the positions were not exchanged.
 func (s *swap) failed(ctx context.Context, err error) error {
-	if errors.Is(context.Cause(ctx), errHoldOver) {
+	if errors.Is(context.Cause(ctx), errHoldOver) && !errors.Is(err, dmswap.ErrCommitted) {
+		s.outcome = swapCalledOff
 		return &api.Error{
 			Code:    api.CodeBusy,
 			Message: fmt.Sprintf("swap called off: requests were still in flight after %g s; nothing has changed and I/O goes on", s.req.HoldFor),
@@ -151,8 +166,10 @@ func (s *swap) failed(ctx context.Context, err error) error {
 		}
 	}
 	if errors.Is(err, dmswap.ErrCommitted) {
+		s.outcome = swapUnfinished
 		return fromPool("swap committed, but not finished", err)
 	}
+	s.outcome = swapFailed
 	return fromPool("swap failed", err)
 }
 
@@ -186,15 +203,19 @@ func (s *swap) stats() []ublk.Stats {
 	return list
 }
 
+// countHeld counts the requests that the closed gates met.
+func (s *swap) countHeld() {
+	for i, after := range s.stats() {
+		s.result.Held += after.Held - s.before[i].Held
+		s.result.Refused += after.Refused - s.before[i].Refused
+	}
+}
+
 // collect fills the result from what the swap left behind.
 func (s *swap) collect(prepared *dmswap.Swap) {
 	timing := prepared.Timing()
 	p := &s.result.Phases
 	p.Preload, p.Suspend, p.Commit, p.Resume = timing.Preload.Seconds(), timing.Suspend.Seconds(), timing.Commit.Seconds(), timing.Resume.Seconds()
-	for i, after := range s.stats() {
-		s.result.Held += after.Held - s.before[i].Held
-		s.result.Refused += after.Refused - s.before[i].Refused
-	}
 	for i := 0; i < len(s.targets); i += 2 {
 		a, b := s.targets[i], s.targets[i+1]
 		pair := api.SwappedPair{A: a.String(), B: b.String()}

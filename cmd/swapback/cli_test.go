@@ -51,7 +51,7 @@ func newCLI(t *testing.T) *cli {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: api.NewHandler(c.svc, "v0.1.0", slog.New(slog.NewTextHandler(t.Output(), nil)))}
+	srv := &http.Server{Handler: api.NewHandler(c.svc, nil, "v0.1.0", slog.New(slog.NewTextHandler(t.Output(), nil)))}
 	served := make(chan struct{})
 	go func() { defer close(served); srv.Serve(ln) }()
 	t.Cleanup(func() { srv.Close(); <-served })

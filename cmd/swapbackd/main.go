@@ -159,7 +159,7 @@ func run(ctx context.Context, o options) (err error) {
 	log.Info("answering", "socket", o.socket)
 	notify(log, daemon.SdNotifyReady)
 	defer notify(log, daemon.SdNotifyStopping)
-	return serve(ctx, ln, api.NewHandler(ctl, version.String(), log), log)
+	return serve(ctx, ln, api.NewHandler(ctl, ctl.Metrics(), version.String(), log), log)
 }
 
 func newLogger(o options) (*slog.Logger, error) {
