@@ -166,3 +166,31 @@ func TestWakeReachesTheQueues(t *testing.T) {
 	}
 	d.Release() // must not write to a closed descriptor
 }
+
+func TestGatesChangeTogether(t *testing.T) {
+	a, b := idleDevice(t, 1), idleDevice(t, 1)
+	b.gate.stop() // a device that is being stopped never holds
+	HoldAll(a, b)
+	if stateOf(a.gate.word.Load()) != gateHold || stateOf(b.gate.word.Load()) != gateRefuse {
+		t.Error("HoldAll did not close the gates")
+	}
+	RefuseAll(a, b)
+	if stateOf(a.gate.word.Load()) != gateRefuse {
+		t.Error("RefuseAll did not change a held gate")
+	}
+	ReleaseAll(a, b)
+	for _, d := range []*Device{a, b} {
+		if stateOf(d.gate.word.Load()) != gateServe {
+			t.Error("ReleaseAll left a gate closed")
+		}
+		var buf [8]byte
+		// Woken for each change; the counts add up.
+		want := byte(3)
+		if d == b {
+			want = 2
+		}
+		if n, err := unix.Read(d.queues[0].wakeFD, buf[:]); n != 8 || err != nil || buf[0] != want {
+			t.Errorf("read %d, %v, count %d, want %d", n, err, buf[0], want)
+		}
+	}
+}

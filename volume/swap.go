@@ -124,12 +124,10 @@ func (s *swap) exchange(ctx context.Context) error {
 	s.before = s.stats()
 	s.paused = true
 	busy := time.Now()
-	for _, d := range s.devices {
-		if s.req.Busy == api.BusyRefuse {
-			d.Refuse()
-		} else {
-			d.Hold()
-		}
+	if s.req.Busy == api.BusyRefuse {
+		ublk.RefuseAll(s.devices...)
+	} else {
+		ublk.HoldAll(s.devices...)
 	}
 	err = s.drain(ctx)
 	if err == nil {
@@ -140,9 +138,7 @@ func (s *swap) exchange(ctx context.Context) error {
 	if err == nil || errors.Is(err, dmswap.ErrCommitted) {
 		s.c.moveChanges(s.targets)
 	}
-	for _, d := range s.devices {
-		d.Release()
-	}
+	ublk.ReleaseAll(s.devices...)
 	s.result.Pause = time.Since(busy).Seconds()
 	s.countHeld()
 	if err != nil {

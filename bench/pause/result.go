@@ -33,14 +33,18 @@ type result struct {
 	Suspend float64 `json:"suspend_us"`
 	Commit  float64 `json:"commit_us"`
 	Resume  float64 `json:"resume_us"`
-	Held    uint64  `json:"held"`
-	Kernel  string  `json:"kernel"`
-	QEMU    string  `json:"qemu"`
+	// What takes no pause: all before it, and the check of the caches after it.
+	Before float64 `json:"before_us"`
+	After  float64 `json:"after_us"`
+	Held   uint64  `json:"held"`
+	Kernel string  `json:"kernel"`
+	QEMU   string  `json:"qemu"`
 }
 
 // samples are the figures of one point, in seconds.
 type samples struct {
 	pause, drain, suspend, commit, resume []float64
+	before, after                         []float64
 	held                                  uint64
 }
 
@@ -48,12 +52,14 @@ func (s *samples) add(r api.SwapResult) {
 	s.pause = append(s.pause, r.Pause)
 	s.drain, s.suspend = append(s.drain, r.Phases.Drain), append(s.suspend, r.Phases.Suspend)
 	s.commit, s.resume = append(s.commit, r.Phases.Commit), append(s.resume, r.Phases.Resume)
+	s.before, s.after = append(s.before, r.Phases.Preflight+r.Phases.Preload), append(s.after, r.Phases.Verify)
 	s.held += r.Held
 }
 
 func (s *samples) result(what string, n int) result {
 	r := spread(what, n, s.pause)
 	r.Drain, r.Suspend, r.Commit, r.Resume = median(s.drain), median(s.suspend), median(s.commit), median(s.resume)
+	r.Before, r.After = median(s.before), median(s.after)
 	r.Held = s.held
 	return r
 }
@@ -111,10 +117,10 @@ func write(path string, results []result) error {
 
 func printTable(results []result) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "µs\tn\tcount\tmedian\tp99\tmax\t×floor\tmax ×floor\tdrain\tsuspend\tcommit\tresume\theld\tfio max\t")
+	fmt.Fprintln(w, "µs\tn\tcount\tmedian\tp99\tmax\t×floor\tmax ×floor\tdrain\tsuspend\tcommit\tresume\tbefore\tafter\theld\tfio max\t")
 	for _, r := range results {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.2f\t%.2f\t%.0f\t%.0f\t%.0f\t%.0f\t%d\t%.0f\t\n", r.What, r.N, r.Count,
-			r.Median, r.P99, r.Max, r.Median/r.Floor, r.Max/r.Floor, r.Drain, r.Suspend, r.Commit, r.Resume, r.Held, r.FioMax)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%.0f\t%.0f\t%.0f\t%.2f\t%.2f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%d\t%.0f\t\n", r.What, r.N, r.Count,
+			r.Median, r.P99, r.Max, r.Median/r.Floor, r.Max/r.Floor, r.Drain, r.Suspend, r.Commit, r.Resume, r.Before, r.After, r.Held, r.FioMax)
 	}
 	return w.Flush()
 }

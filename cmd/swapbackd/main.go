@@ -126,6 +126,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	ublk.ReserveProcs(runtime.NumCPU())
+	moreProcs()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
@@ -160,6 +161,21 @@ func run(ctx context.Context, o options) (err error) {
 	notify(log, daemon.SdNotifyReady)
 	defer notify(log, daemon.SdNotifyStopping)
 	return serve(ctx, ln, api.NewHandler(ctl, ctl.Metrics(), version.String(), log), log)
+}
+
+// swapProcs is what Go's scheduler has for swaps, beside a P per processor and
+// those that busy queues keep.
+const swapProcs = 2
+
+// moreProcs keeps the scheduler from running dry during a swap. A thread that
+// waits in a system call keeps its P until the runtime's monitor takes it away,
+// which can be 10 ms later. A swap waits in the kernel on several threads at
+// once, while idle queues do the same: without spare Ps that was seen in its
+// pause.
+func moreProcs() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + swapProcs)
+	}
 }
 
 func newLogger(o options) (*slog.Logger, error) {
