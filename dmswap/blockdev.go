@@ -105,8 +105,8 @@ func (d *blockDevice) ReadAt(p []byte, off int64) (int, error)  { return d.f.Rea
 func (d *blockDevice) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
 func (d *blockDevice) Close() error                             { return d.f.Close() }
 
-// WriteDurable writes past the disk's cache: O_DIRECT and RWF_DSYNC make it one
-// write with FUA (dio_bio_write_op in the kernel's block/fops.c).
+// WriteDurable writes past the disk's cache, in one call: O_DIRECT and RWF_DSYNC
+// make a write with FUA (dio_bio_write_op in the kernel's block/fops.c).
 func (d *blockDevice) WriteDurable(p []byte, off int64) error {
 	for {
 		n, err := unix.Pwritev2(int(d.f.Fd()), [][]byte{p}, off, unix.RWF_DSYNC)

@@ -64,9 +64,8 @@ func (d *daemon) waitForIO(ctx context.Context, name string, count uint64) error
 
 // fio is the load: requests of 4 KiB at random places, past the page cache.
 type fio struct {
-	cmd    *exec.Cmd
-	out    bytes.Buffer
-	result string
+	cmd *exec.Cmd
+	out bytes.Buffer
 }
 
 func startFio(device string) (*fio, error) {
