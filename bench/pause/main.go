@@ -79,13 +79,9 @@ func run(ctx context.Context, args []string) error {
 	floor := f.judged()
 	measured, err := measure(ctx, o, floor)
 	results = append(results, measured...)
+	// What was measured before a failure is worth keeping: it took long enough.
+	err = errors.Join(err, finish(ctx, results, o.mode, floor), printTable(results), write(o.out, results))
 	if err != nil {
-		return err
-	}
-	if err := finish(ctx, results, o.mode, floor); err != nil {
-		return err
-	}
-	if err := errors.Join(printTable(results), write(o.out, results)); err != nil {
 		return err
 	}
 	missed := judge(results)

@@ -115,6 +115,12 @@ func write(path string, results []result) error {
 	return os.WriteFile(path, append(text, '\n'), 0o644)
 }
 
+// announce shows a point as soon as it is measured.
+func announce(r result) result {
+	fmt.Printf("%s, %d: median %.0f µs, longest of %d %.0f µs\n", r.What, r.N, r.Median, r.Count, r.Max)
+	return r
+}
+
 func printTable(results []result) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "µs\tn\tcount\tmedian\tp99\tmax\t×floor\tmax ×floor\tdrain\tsuspend\tcommit\tresume\tbefore\tafter\theld\tfio max\t")

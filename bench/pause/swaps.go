@@ -45,7 +45,7 @@ func swapsUnderLoad(ctx context.Context, d *daemon, o options) (_ []result, err 
 	}
 	r := s.result(whatLoad, 1)
 	r.FioMax = longest
-	return []result{r}, d.remove(ctx, "a", "b")
+	return []result{announce(r)}, d.remove(ctx, "a", "b")
 }
 
 // waitForIO waits until a volume has answered so many requests.

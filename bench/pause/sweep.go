@@ -23,7 +23,7 @@ func extentSweep(ctx context.Context, d *daemon, o options) (results []result, e
 		if err != nil {
 			return results, err
 		}
-		results = append(results, s.result(whatExtents, n))
+		results = append(results, announce(s.result(whatExtents, n)))
 		if err := d.remove(ctx, "a", "b"); err != nil {
 			return results, err
 		}
@@ -53,7 +53,7 @@ func fragmentSweep(ctx context.Context, d *daemon, o options) (results []result,
 		if err != nil {
 			return results, err
 		}
-		results = append(results, s.result(whatFragments, n))
+		results = append(results, announce(s.result(whatFragments, n)))
 		if err := d.remove(ctx, "a", "b"); err != nil {
 			return results, err
 		}
@@ -78,7 +78,7 @@ func pairSweep(ctx context.Context, d *daemon, o options) (results []result, err
 		if err != nil {
 			return results, err
 		}
-		results = append(results, s.result(whatPairs, n))
+		results = append(results, announce(s.result(whatPairs, n)))
 	}
 	return results, d.remove(ctx, names...)
 }
