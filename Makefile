@@ -34,7 +34,7 @@ help: ## list these targets
 build: ## build every program into build/bin (NOBUILD=1 leaves that out of other targets)
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
-	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/pause ./demo/...
+	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/pause ./demo/... ./ublk/examples/...
 endif
 
 .PHONY: harness
@@ -81,8 +81,8 @@ lint: ## gofmt, go vet, staticcheck, govulncheck
 	@ci/lint.sh
 
 .PHONY: bench-short
-bench-short: build harness ## a few minutes of fio: a volume beside the bare device under it
-	@OUT=build/bench $(HARNESS)/vm -again -- 'bench/run.sh $$SWAPBACK_OUT/short.json'
+bench-short: build harness ## the goal-post rows in exact mode, a few minutes
+	@ICOUNT=1 OUT=build/bench $(HARNESS)/vm -again -- "bench run -short -out /out"
 
 .PHONY: bench-pause
 # Exact mode unless MODE=wall, and then on one processor: QEMU lets emulated

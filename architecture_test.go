@@ -34,7 +34,7 @@ var rooms = map[string][]string{
 	"api":                {},
 	"version":            {},
 	"ci":                 {},
-	"bench":              {"ci"},
+	"bench":              {"api", "dmswap/dm", "ublk", "version"},
 	"bench/pause":        {"api", "dmswap/dm"},
 	"demo":               {"api"},
 }

@@ -275,6 +275,9 @@ func environment(o *options, bin, release string) []string {
 	if o.out != "" {
 		env = append(env, "SWAPBACK_OUT=/out")
 	}
+	if o.exact {
+		env = append(env, "SWAPBACK_EXACT=1")
+	}
 	return append(env, o.env...)
 }
 

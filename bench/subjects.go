@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/swapback/swapback/ublk"
+)
+
+// subject is something to measure. Its name is in result.json and keeps.
+type subject struct {
+	name  string
+	about string
+	// needs are the driver's features that it uses, and since the kernel that
+	// brought them.
+	needs ublk.Features
+	since string
+	short bool // part of the short form
+	exact bool // only in exact mode
+	start func(context.Context, *stage) (*served, error)
+}
+
+// served is a subject that is up.
+type served struct {
+	device   string
+	pids     []int // whose processor time is the server's
+	dataPath string
+	stop     func(context.Context) error
+}
+
+// subjects are measured, and shown, in this order.
+func subjects() []subject {
+	zc, batch := ublk.AutoBufReg|ublk.SupportZeroCopy, ublk.AutoBufReg|ublk.SupportZeroCopy|ublk.BatchIO
+	return []subject{
+		{name: "disk", about: "the disk under it all", exact: true, start: bareDisk},
+		{name: "raw", about: "the device-mapper device on it", short: true, start: rawDevice},
+		{name: "loop", about: "the kernel's loop driver on that, direct I/O", short: true, start: loopDevice},
+		{name: "nbd", about: "qemu-nbd on that, with the kernel's client", start: nbdDevice},
+		{name: "volume-copy", about: "swapback's volume, data copied", short: true, start: volumeDevice("copy")},
+		{name: "volume-zero-copy", about: "swapback's volume, zero copy", short: true, needs: zc, since: "6.16", start: volumeDevice("zero-copy")},
+		{name: "volume-batch", about: "swapback's volume, zero copy and BATCH_IO", short: true, needs: batch, since: "7.0", start: volumeDevice("batch")},
+		{name: "null-copy", about: "swapback's null target, data copied", short: true, start: nullTarget("copy")},
+		{name: "null-zero-copy", about: "swapback's null target, zero copy", short: true, needs: zc, since: "6.16", start: nullTarget("zero-copy")},
+		{name: "null-batch", about: "swapback's null target, zero copy and BATCH_IO", needs: batch, since: "7.0", start: nullTarget("batch")},
+	}
+}
+
+// missing says why a subject cannot be measured here, or "".
+func (s *subject) missing(st *stage) string {
+	if !st.ublk.Has(s.needs) {
+		return "not on this kernel (needs " + s.since + ")"
+	}
+	return ""
+}
+
+func bareDisk(_ context.Context, s *stage) (*served, error) {
+	return &served{device: s.disk, stop: func(context.Context) error { return nil }}, nil
+}
+
+func rawDevice(ctx context.Context, s *stage) (*served, error) {
+	path, remove, err := dmDevice(ctx, s.dm, "swapback-bench", s.table)
+	if err != nil {
+		return nil, err
+	}
+	return &served{device: path, stop: remove}, nil
+}
+
+func loopDevice(ctx context.Context, s *stage) (*served, error) {
+	raw, err := rawDevice(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	path, err := command(ctx, "losetup", "--direct-io=on", "--find", "--show", raw.device)
+	if err != nil {
+		return nil, errors.Join(err, raw.stop(ctx))
+	}
+	return &served{device: path, stop: func(ctx context.Context) error {
+		_, err := command(ctx, "losetup", "--detach", path)
+		return errors.Join(err, raw.stop(ctx))
+	}}, nil
+}
+
+func nbdDevice(ctx context.Context, s *stage) (_ *served, err error) {
+	const device = "/dev/nbd0"
+	if err := modprobe(ctx, device, "nbd", "max_part=0"); err != nil {
+		return nil, err
+	}
+	program, err := s.program("qemu-nbd")
+	if err != nil {
+		return nil, fmt.Errorf("%w (install Debian's package qemu-utils)", err)
+	}
+	raw, err := rawDevice(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program, "--connect="+device, "--cache=none", "--aio=native", "--format=raw", raw.device)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start qemu-nbd: %w", err), raw.stop(ctx))
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	n := &served{device: device, pids: []int{cmd.Process.Pid}, stop: func(ctx context.Context) error {
+		_, err := command(ctx, program, "--disconnect", device)
+		return errors.Join(err, endProcess(cmd, ended, syscall.SIGTERM), raw.stop(ctx))
+	}}
+	err = retry(ctx, time.Minute, func() error {
+		size, err := os.ReadFile("/sys/block/nbd0/size")
+		if err == nil && strings.TrimSpace(string(size)) == "0" {
+			err = fmt.Errorf("%s has no size", device)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("qemu-nbd: %w", err), n.stop(ctx))
+	}
+	return n, nil
+}
+
+func volumeDevice(dataPath string) func(context.Context, *stage) (*served, error) {
+	return func(ctx context.Context, s *stage) (*served, error) {
+		d, err := s.daemon(ctx, dataPath, 1)
+		if err != nil {
+			return nil, err
+		}
+		v, err := d.client.Volume(ctx, volumeName)
+		if err == nil && v.Device == "" {
+			err = fmt.Errorf("volume %s is %s and has no device: %s", volumeName, v.State, v.Error)
+		}
+		if err == nil && s.mode == modeExact {
+			err = retarget(ctx, s.dm, v.Backend, s.table)
+		}
+		if err != nil {
+			return nil, errors.Join(err, d.stop())
+		}
+		return &served{device: v.Device, pids: []int{d.pid()}, stop: func(context.Context) error { return d.stop() }}, nil
+	}
+}
+
+func nullTarget(dataPath string) func(context.Context, *stage) (*served, error) {
+	return func(_ context.Context, s *stage) (*served, error) {
+		program, err := s.program("serve")
+		if err != nil {
+			return nil, fmt.Errorf("%w (make build puts it into build/bin)", err)
+		}
+		size := fmt.Sprint(s.table.Size() * 512)
+		cmd := exec.Command(program, "null", size, "-queues", "1", "-depth", "64", "-data-path", dataPath)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, fmt.Errorf("start serve: %w", err)
+		}
+		// The first line is the device; it comes when the device is there.
+		device, rerr := bufio.NewReader(out).ReadString('\n')
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		if rerr != nil {
+			return nil, fmt.Errorf("serve null ended before it had a device: %w", <-ended)
+		}
+		return &served{device: strings.TrimSpace(device), pids: []int{cmd.Process.Pid}, stop: func(context.Context) error {
+			return endProcess(cmd, ended, syscall.SIGTERM)
+		}}, nil
+	}
+}
