@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,31 +56,28 @@ func modprobe(ctx context.Context, there string, name string, args ...string) er
 	return fmt.Errorf("kernel module %s: %w %s", name, err, strings.TrimSpace(string(out)))
 }
 
-// cpuTime is the processor time that served I/O since some start, in seconds:
-// all threads of the given processes, and all workers of the kernel. It is read
-// from schedstat, which counts nanoseconds; utime and stime of /proc/PID/stat
-// count clock ticks of 4 ms.
-func cpuTime(root string, pids []int) (float64, error) {
-	var total uint64
+// cpuTimes is a reading of the processor time that serving took so far. Both
+// clocks count nanoseconds; utime and stime of /proc/PID/stat count ticks.
+type cpuTimes struct {
+	server  time.Duration
+	workers map[string]uint64 // by thread, ns
+}
+
+// readCPU reads the processor time of the given processes, with their threads
+// that have ended, and of the kernel's workers.
+func readCPU(root string, pids []int) (cpuTimes, error) {
+	t := cpuTimes{workers: map[string]uint64{}}
 	for _, pid := range pids {
-		threads, err := filepath.Glob(filepath.Join(root, strconv.Itoa(pid), "task", "*", "schedstat"))
-		if err != nil {
-			return 0, err
+		var ts unix.Timespec
+		// CPUCLOCK_SCHED of another process, as clock_getcpuclockid(3) builds it.
+		if err := unix.ClockGettime(int32(^pid<<3|2), &ts); err != nil {
+			return t, fmt.Errorf("processor time of server process %d: %w", pid, err)
 		}
-		if len(threads) == 0 {
-			return 0, fmt.Errorf("server process %d is gone", pid)
-		}
-		for _, t := range threads {
-			ns, err := runNanos(t)
-			if err != nil {
-				return 0, err
-			}
-			total += ns
-		}
+		t.server += time.Duration(ts.Nano())
 	}
 	all, err := os.ReadDir(root)
 	if err != nil {
-		return 0, fmt.Errorf("look for kernel workers: %w", err)
+		return t, fmt.Errorf("look for kernel workers: %w", err)
 	}
 	for _, e := range all {
 		if _, err := strconv.Atoi(e.Name()); err != nil {
@@ -90,13 +88,23 @@ func cpuTime(root string, pids []int) (float64, error) {
 		if err != nil || !strings.HasPrefix(string(comm), "kworker/") {
 			continue
 		}
-		ns, err := runNanos(filepath.Join(root, e.Name(), "schedstat"))
-		if err != nil {
-			return 0, err
+		if t.workers[e.Name()], err = runNanos(filepath.Join(root, e.Name(), "schedstat")); err != nil {
+			return t, err
 		}
-		total += ns
 	}
-	return float64(total) / 1e9, nil
+	return t, nil
+}
+
+// since is the time spent between two readings, in seconds. What a worker did
+// that has ended in between is lost; they live for minutes.
+func (t cpuTimes) since(before cpuTimes) float64 {
+	spent := t.server - before.server
+	for id, ns := range t.workers {
+		if was := before.workers[id]; ns > was {
+			spent += time.Duration(ns - was)
+		}
+	}
+	return spent.Seconds()
 }
 
 // runNanos reads the first field of a schedstat file: nanoseconds on a

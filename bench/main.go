@@ -2,6 +2,7 @@
 // says what changed since. See README.md for the modes, rows and columns.
 //
 //	bench run [flags]                measure; writes result.json and index.html
+//	bench scale [flags]              what more queues and volumes cost; scale.json
 //	bench compare OLD NEW            what changed beyond the spread
 //	bench check BASELINE NEW         fail when a row fell below the baseline
 //	bench report FOLDER              make index.html again from the results in it
@@ -23,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const usage = "usage: bench run [flags] | compare OLD NEW | check BASELINE NEW | report FOLDER"
+const usage = "usage: bench run [flags] | scale [flags] | compare OLD NEW | check BASELINE NEW | report FOLDER"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
@@ -45,6 +46,8 @@ func dispatch(ctx context.Context, args []string) error {
 	switch {
 	case what == "run":
 		return runCommand(ctx, args)
+	case what == "scale":
+		return scaleCommand(ctx, args)
 	case what == "compare" && len(args) == 2, what == "check" && len(args) == 2:
 		old, err := readResults(args[0])
 		if err != nil {
@@ -86,23 +89,12 @@ type runOptions struct {
 
 func runCommand(ctx context.Context, args []string) error {
 	var o runOptions
-	mode := modeWall
-	if os.Getenv(exactEnv) != "" {
-		mode = modeExact
-	}
 	f := flag.NewFlagSet("bench run", flag.ContinueOnError)
-	f.StringVar(&o.mode, "mode", mode, "exact, in a machine whose clock counts instructions, or wall")
+	o.common(f)
 	f.BoolVar(&o.short, "short", false, "few rows and subjects, for every change")
 	f.StringVar(&o.subjects, "subjects", "", "measure these only, separated by commas")
 	f.StringVar(&o.rows, "rows", "", "measure these only, separated by commas")
 	f.IntVar(&o.rounds, "rounds", 0, "how often each row is measured (default: exact 1, wall 5)")
-	f.StringVar(&o.runtime, "runtime", "", "how long a row runs (default: exact 250ms, wall 2s)")
-	f.StringVar(&o.ramp, "ramp", "", "what passes before it counts (default: exact 20ms, wall 500ms)")
-	f.StringVar(&o.disks, "disks", os.Getenv("SWAPBACK_TEST_DISKS"), "wall mode: disks to use, separated by blanks; what they carry is lost")
-	f.Int64Var(&o.size, "size", 1<<30, "wall mode: bytes that are written and read")
-	f.StringVar(&o.scheduler, "scheduler", "none", "I/O scheduler of every subject; empty leaves what its driver chose")
-	f.StringVar(&o.jobs, "jobs", "bench", "folder of the fio job files")
-	f.StringVar(&o.out, "out", "build/bench", "folder for the results")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -110,6 +102,30 @@ func runCommand(ctx context.Context, args []string) error {
 		return fmt.Errorf("bench run takes no %q", f.Args())
 	}
 	return measureAll(ctx, o)
+}
+
+// common are the flags of run and scale.
+func (o *runOptions) common(f *flag.FlagSet) {
+	mode := modeWall
+	if os.Getenv(exactEnv) != "" {
+		mode = modeExact
+	}
+	f.StringVar(&o.mode, "mode", mode, "exact, in a machine whose clock counts instructions, or wall")
+	f.StringVar(&o.runtime, "runtime", "", "how long a row runs (default: exact 250ms, wall 2s)")
+	f.StringVar(&o.ramp, "ramp", "", "what passes before it counts (default: exact 20ms, wall 500ms)")
+	f.StringVar(&o.disks, "disks", os.Getenv("SWAPBACK_TEST_DISKS"), "wall mode: disks to use, separated by blanks; what they carry is lost")
+	f.Int64Var(&o.size, "size", 1<<30, "wall mode: bytes that are written and read")
+	f.StringVar(&o.scheduler, "scheduler", "none", "I/O scheduler of every subject; empty leaves what its driver chose")
+	f.StringVar(&o.jobs, "jobs", "bench", "folder of the fio job files")
+	f.StringVar(&o.out, "out", "build/bench", "folder for the results")
+}
+
+func (o *runOptions) stage() stageOptions {
+	return stageOptions{
+		mode: o.mode, jobs: o.jobs, disks: strings.Fields(o.disks), size: o.size,
+		runtime: o.runtime, ramp: o.ramp, scheduler: o.scheduler,
+		notice: func(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) },
+	}
 }
 
 // orDefault fills in what depends on the mode.
@@ -163,11 +179,7 @@ func measureAll(ctx context.Context, o runOptions) (err error) {
 	if r.versions, err = findVersions(ctx); err != nil {
 		return err
 	}
-	r.stage, err = newStage(ctx, stageOptions{
-		mode: o.mode, jobs: o.jobs, disks: strings.Fields(o.disks), size: o.size, runtime: o.runtime, ramp: o.ramp, scheduler: o.scheduler,
-		notice: func(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) },
-	})
-	if err != nil {
+	if r.stage, err = newStage(ctx, o.stage()); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.stage.close(context.WithoutCancel(ctx))) }()

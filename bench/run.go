@@ -149,7 +149,7 @@ func (r *runner) measureSubject(ctx context.Context, s subject, samples map[key]
 
 // measure runs one row on a subject that is up.
 func (s *stage) measure(ctx context.Context, r row, up *served) (sample, error) {
-	before, err := cpuTime("/proc", up.pids)
+	before, err := readCPU("/proc", up.pids)
 	if err != nil {
 		return sample{}, err
 	}
@@ -157,7 +157,7 @@ func (s *stage) measure(ctx context.Context, r row, up *served) (sample, error) 
 	if err != nil {
 		return sample{}, err
 	}
-	after, err := cpuTime("/proc", up.pids)
+	after, err := readCPU("/proc", up.pids)
 	if err != nil {
 		return sample{}, err
 	}
@@ -165,7 +165,6 @@ func (s *stage) measure(ctx context.Context, r row, up *served) (sample, error) 
 	if err != nil {
 		return sample{}, fmt.Errorf("row %s on %s: %w", r.name, up.device, err)
 	}
-	// A kernel worker that ended in between takes its time with it.
-	got.serverCPU = max(0, after-before) / ios * 1e6
+	got.serverCPU = after.since(before) / ios * 1e6
 	return got, nil
 }

@@ -185,8 +185,14 @@ func (s *stage) removePool(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.client.DeleteVolume(ctx, volumeName, true); err != nil {
+	volumes, err := d.client.Volumes(ctx, poolName)
+	if err != nil {
 		return err
+	}
+	for _, v := range volumes {
+		if err := d.client.DeleteVolume(ctx, v.Name, true); err != nil {
+			return err
+		}
 	}
 	report, err := d.client.CheckPool(ctx, poolName)
 	if err != nil {

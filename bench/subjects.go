@@ -16,8 +16,9 @@ import (
 
 // subject is something to measure. Its name is in result.json and keeps.
 type subject struct {
-	name  string
-	about string
+	name   string
+	about  string
+	colour string // in plots, always the same
 	// needs are the driver's features that it uses, and since the kernel that
 	// brought them.
 	needs ublk.Features
@@ -39,16 +40,16 @@ type served struct {
 func subjects() []subject {
 	zc, batch := ublk.AutoBufReg|ublk.SupportZeroCopy, ublk.AutoBufReg|ublk.SupportZeroCopy|ublk.BatchIO
 	return []subject{
-		{name: "disk", about: "the disk under it all", exact: true, start: bareDisk},
-		{name: "raw", about: "the device-mapper device on it", short: true, start: rawDevice},
-		{name: "loop", about: "the kernel's loop driver on that, direct I/O", short: true, start: loopDevice},
-		{name: "nbd", about: "qemu-nbd on that, with the kernel's client", start: nbdDevice},
-		{name: "volume-copy", about: "swapback's volume, data copied", short: true, start: volumeDevice("copy")},
-		{name: "volume-zero-copy", about: "swapback's volume, zero copy", short: true, needs: zc, since: "6.16", start: volumeDevice("zero-copy")},
-		{name: "volume-batch", about: "swapback's volume, zero copy and BATCH_IO", short: true, needs: batch, since: "7.0", start: volumeDevice("batch")},
-		{name: "null-copy", about: "swapback's null target, data copied", short: true, start: nullTarget("copy")},
-		{name: "null-zero-copy", about: "swapback's null target, zero copy", short: true, needs: zc, since: "6.16", start: nullTarget("zero-copy")},
-		{name: "null-batch", about: "swapback's null target, zero copy and BATCH_IO", needs: batch, since: "7.0", start: nullTarget("batch")},
+		{name: "disk", colour: "#a9afb8", about: "the disk under it all", exact: true, start: bareDisk},
+		{name: "raw", colour: "#6b7480", about: "the device-mapper device on it", short: true, start: rawDevice},
+		{name: "loop", colour: "#dd8a2e", about: "the kernel's loop driver on that, direct I/O", short: true, start: loopDevice},
+		{name: "nbd", colour: "#b4544d", about: "qemu-nbd on that, with the kernel's client", start: nbdDevice},
+		{name: "volume-copy", colour: "#9cc4ea", about: "swapback's volume, data copied", short: true, start: volumeDevice("copy")},
+		{name: "volume-zero-copy", colour: "#4a90d9", about: "swapback's volume, zero copy", short: true, needs: zc, since: "6.16", start: volumeDevice("zero-copy")},
+		{name: "volume-batch", colour: "#1f5fae", about: "swapback's volume, zero copy and BATCH_IO", short: true, needs: batch, since: "7.0", start: volumeDevice("batch")},
+		{name: "null-copy", colour: "#b7dcae", about: "swapback's null target, data copied", short: true, start: nullTarget("copy")},
+		{name: "null-zero-copy", colour: "#71b565", about: "swapback's null target, zero copy", short: true, needs: zc, since: "6.16", start: nullTarget("zero-copy")},
+		{name: "null-batch", colour: "#3c8133", about: "swapback's null target, zero copy and BATCH_IO", needs: batch, since: "7.0", start: nullTarget("batch")},
 	}
 }
 
