@@ -34,7 +34,7 @@ help: ## list these targets
 build: ## build every program into build/bin (NOBUILD=1 leaves that out of other targets)
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
-	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/pause ./demo/... ./ublk/examples/...
+	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/pause ./demo/... ./ublk/examples/serve
 endif
 
 .PHONY: harness

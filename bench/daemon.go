@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -36,9 +35,7 @@ func startDaemon(ctx context.Context, o daemonOptions) (*daemon, error) {
 	args := []string{
 		"--socket", socket, "--run-dir", filepath.Join(o.dir, "run"), "--link-dir", filepath.Join(o.dir, "links"),
 		"--queues", strconv.Itoa(o.queues), "--depth", "64", "--on-exit", "stop", "--log-level", "warn",
-	}
-	if help, _ := exec.Command(o.program, "--help").Output(); strings.Contains(string(help), "--data-path") {
-		args = append(args, "--data-path", o.dataPath)
+		"--data-path", o.dataPath,
 	}
 	for _, d := range o.disks {
 		args = append(args, "--disk", d)

@@ -86,6 +86,15 @@ func dmName(path string) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
+// tableOf is the table that a device-mapper device has.
+func tableOf(c *dm.Control, path string) (dm.Table, error) {
+	name, err := dmName(path)
+	if err != nil {
+		return nil, err
+	}
+	return c.Table(dm.ByName(name), false)
+}
+
 // retarget puts another table under a device-mapper device that is in use.
 func retarget(ctx context.Context, c *dm.Control, path string, table dm.Table) error {
 	name, err := dmName(path)

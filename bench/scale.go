@@ -239,9 +239,17 @@ func (s *scaler) adopt(ctx context.Context, d *daemon, n int) (*daemon, error) {
 	return next, nil
 }
 
-// load measures reads of one volume, and of all of them together.
-func (s *scaler) load(ctx context.Context, d *daemon, n int) error {
+// load measures reads of one volume, and of all of them together. It leaves the
+// volumes' tables as it found them: the next daemon compares them with the
+// pool's metadata.
+func (s *scaler) load(ctx context.Context, d *daemon, n int) (err error) {
 	var devices []string
+	tables := map[string]dm.Table{}
+	defer func() {
+		for backend, table := range tables {
+			err = errors.Join(err, retarget(ctx, s.dm, backend, table))
+		}
+	}()
 	for i := range n {
 		var table dm.Table
 		if s.mode == modeExact {
@@ -252,8 +260,16 @@ func (s *scaler) load(ctx context.Context, d *daemon, n int) error {
 			// They share the disk's blocks: nothing is kept there anyway.
 			table = dm.Table{{Length: scaleVolume / dm.SectorSize, Target: dm.Linear{Device: number}}}
 		}
-		v, err := s.target(ctx, d, numbered(i), table)
+		v, err := d.client.Volume(ctx, numbered(i))
 		if err != nil {
+			return err
+		}
+		if s.mode == modeExact {
+			if tables[v.Backend], err = tableOf(s.dm, v.Backend); err != nil {
+				return err
+			}
+		}
+		if v, err = s.target(ctx, d, v.Name, table); err != nil {
 			return err
 		}
 		devices = append(devices, v.Device)

@@ -170,11 +170,7 @@ func (s *stage) makeVolume(ctx context.Context, size int64) (err error) {
 	if _, err := s.fio.run(ctx, filepath.Join(s.jobs, "fill.fio"), "fill", v.Device); err != nil {
 		return err
 	}
-	name, err := dmName(v.Backend)
-	if err != nil {
-		return err
-	}
-	s.table, err = s.dm.Table(dm.ByName(name), false)
+	s.table, err = tableOf(s.dm, v.Backend)
 	return err
 }
 
