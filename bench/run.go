@@ -88,7 +88,7 @@ func (r *runner) run(ctx context.Context) ([]result, error) {
 			if s.missing(r.stage) != "" {
 				continue
 			}
-			path, err := r.measureSubject(ctx, s, samples)
+			path, err := r.measureSubject(ctx, s, round == 0, samples)
 			if err != nil {
 				return nil, fmt.Errorf("subject %s: %w", s.name, err)
 			}
@@ -118,7 +118,7 @@ func (r *runner) run(ctx context.Context) ([]result, error) {
 	return list, nil
 }
 
-func (r *runner) measureSubject(ctx context.Context, s subject, samples map[key][]sample) (dataPath string, err error) {
+func (r *runner) measureSubject(ctx context.Context, s subject, first bool, samples map[key][]sample) (dataPath string, err error) {
 	up, err := s.start(ctx, r.stage)
 	if err != nil {
 		return "", err
@@ -130,7 +130,7 @@ func (r *runner) measureSubject(ctx context.Context, s subject, samples map[key]
 		}
 	}
 	for i, row := range r.rows {
-		if i == 0 && r.stage.mode == modeExact {
+		if i == 0 && first && r.stage.mode == modeExact {
 			// Everything runs once before it counts: what it is made of comes
 			// from the host's folder, at the host's speed.
 			if _, err := r.stage.measure(ctx, row, up); err != nil {

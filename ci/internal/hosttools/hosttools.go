@@ -29,6 +29,7 @@ func VM() []Tool {
 		{"depmod", "kmod", "the index of the kernel's modules; modprobe in the machine", false},
 		{"xz", "xz-utils", "unpacking kernel modules", false},
 		{"fio", "fio", "load and verification", true},
+		{"qemu-nbd", "qemu-utils", "nbd, as something to compare with in the benchmark", true},
 		{"mkfs.ext4", "e2fsprogs", "filesystems to test with", true},
 		{"mkfs.xfs", "xfsprogs", "filesystems to test with", true},
 		{"mkfs.btrfs", "btrfs-progs", "disks that carry something", true},
