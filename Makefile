@@ -80,9 +80,29 @@ vm-selftest: harness ## the test machine's own promises, on both kernels
 lint: ## gofmt, go vet, staticcheck, govulncheck
 	@ci/lint.sh
 
+# The benchmark is exact (the machine's clock counts instructions) unless
+# MODE=wall says otherwise; without a machine there is only the wall clock.
+BENCH_EXACT = $(if $(filter wall,$(MODE))$(filter-out 0 false,$(NATIVE)),,1)
+BENCH_VM    = ICOUNT=$(BENCH_EXACT) OUT=build/bench VM_TIMEOUT=$${VM_TIMEOUT:-3h} $(HARNESS)/vm -again --
+
+.PHONY: bench
+bench: build harness ## the whole benchmark, exact (MODE=wall, NATIVE=1 DISK_DIR=…: by the clock); build/bench/index.html
+	@rm -f build/bench/result.json build/bench/scale.json build/bench/index.html
+	@$(BENCH_VM) 'bench run -out $$SWAPBACK_OUT'
+	@CPUS=$${CPUS:-4} $(BENCH_VM) 'bench scale -check -out $$SWAPBACK_OUT'
+
 .PHONY: bench-short
-bench-short: build harness ## the goal-post rows in exact mode, a few minutes
-	@ICOUNT=1 OUT=build/bench $(HARNESS)/vm -again -- "bench run -short -out /out"
+bench-short: build harness ## the rows that are compared with other servers, in exact mode
+	@$(BENCH_VM) 'bench run -short -out $$SWAPBACK_OUT'
+
+.PHONY: bench-check
+bench-check: build harness ## bench-short; fails where a row fell below bench/baseline.json
+	@MODE= NATIVE= $(MAKE) --no-print-directory NOBUILD=1 bench-short
+	@$(BIN)/bench check bench/baseline.json build/bench/result.json
+
+.PHONY: bench-baseline
+bench-baseline: bench-short ## make bench/baseline.json anew; commit it with the reason
+	@cp build/bench/result.json bench/baseline.json
 
 .PHONY: bench-pause
 # Exact mode unless MODE=wall, and then on one processor: QEMU lets emulated
@@ -97,7 +117,7 @@ bench-pause: build harness ## the swap pause beside the kernel's floor (MODE=wal
 ci: ## what .ci/run does
 	@$(MAKE) test
 	@$(MAKE) lint
-	@$(MAKE) bench-short
+	@$(MAKE) bench-check
 
 .PHONY: clean
 clean: ## remove everything that was built

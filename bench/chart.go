@@ -45,7 +45,7 @@ func charts(points []point) []chart {
 		if len(p) == 0 {
 			continue
 		}
-		c := plot(p)
+		c := plot(p, !s.rate)
 		c.Title, c.Unit, c.Of = s.title, s.unit, s.of
 		if floor := pointsOf(points, s.floor); len(floor) == 1 {
 			top := niceTop(maxValue(p))
@@ -60,21 +60,31 @@ func charts(points []point) []chart {
 	return list
 }
 
-// plot places a series. Steps on the horizontal axis are all alike: 1, 16 and
-// 128 would sit on top of each other otherwise.
-func plot(p []point) chart {
+// plot places a series. A cost is drawn to scale, so that one in proportion is
+// a straight line; the steps of a rate are drawn all alike.
+func plot(p []point, toScale bool) chart {
 	var c chart
 	top := niceTop(maxValue(p))
 	for i := range 3 {
 		v := top * float64(i) / 2
 		c.Ticks = append(c.Ticks, tick{yOf(v, top), figure(v)})
 	}
+	const left, right = plotLeft + 30, plotRight - 30
 	var line []string
-	step := (plotRight - plotLeft - 60) / float64(max(1, len(p)-1))
-	for i, p := range p {
-		d := dot{X: plotLeft + 30 + float64(i)*step, Y: yOf(p.Value, top), Label: fmt.Sprint(p.N), Text: figure(p.Value)}
+	for i, pt := range p {
+		place := float64(i) / float64(max(1, len(p)-1))
+		if toScale {
+			place = float64(pt.N) / float64(max(1, p[len(p)-1].N))
+		}
+		d := dot{X: left + place*(right-left), Y: yOf(pt.Value, top), Label: fmt.Sprint(pt.N), Text: figure(pt.Value)}
 		c.Dots = append(c.Dots, d)
 		line = append(line, fmt.Sprintf("%.1f,%.1f", d.X, d.Y))
+	}
+	// Where dots lie too close for their labels, the last of them has one.
+	for i := range len(c.Dots) - 1 {
+		if d := &c.Dots[i]; c.Dots[i+1].X-d.X < 24 {
+			d.Label, d.Text = "", ""
+		}
 	}
 	c.Line = strings.Join(line, " ")
 	return c

@@ -111,12 +111,17 @@ func checkBaseline(w io.Writer, baseline, now []result) error {
 			100*limit, baseline[0].machine(), now[0].machine())
 	}
 	found := map[key]result{}
+	lacking := map[string]string{} // why, by subject
 	for _, r := range now {
 		found[r.key()] = r
+		if r.Missing != "" {
+			lacking[r.Subject] = r.Missing
+			fmt.Fprintf(w, "not checked: %s: %s\n", r.Subject, r.Missing)
+		}
 	}
 	checked, fallen, risen := 0, 0, 0
 	for _, b := range baseline {
-		if b.Missing != "" {
+		if b.Missing != "" || lacking[b.Subject] != "" {
 			continue
 		}
 		n, ok := found[b.key()]

@@ -60,6 +60,7 @@ func TestCheckBaseline(t *testing.T) {
 		list[0].Kernel, list[1].Kernel = kernel, kernel
 		return list
 	}
+	lacking := result{Mode: modeExact, Subject: "volume-copy", Missing: "not here"}
 	for name, c := range map[string]struct {
 		now  []result
 		fail bool
@@ -71,6 +72,7 @@ func TestCheckBaseline(t *testing.T) {
 		"below, how to go on":      {with(1000, 489, ""), true, "only by a commit"},
 		"above":                    {with(1000, 520, ""), false, "raise the baseline"},
 		"a row is missing":         {with(1000, 500, "")[:1], true, "was not measured"},
+		"a kernel lacks a subject": {append(with(1000, 500, "")[:1], lacking), false, "not checked: volume-copy: not here"},
 		"other kernel, like ratio": {with(500, 250, "8"), false, "not the machine of the baseline"},
 		"other kernel, some less":  {with(500, 240, "8"), false, "none of 2 rows"},
 		"other kernel, much less":  {with(500, 230, "8"), true, "FAIL  r on volume-copy (exact): 0.5 → 0.46 of the raw"},

@@ -175,7 +175,7 @@ func measureAll(ctx context.Context, o runOptions) (err error) {
 	}
 	var all []subject
 	for _, s := range subjects() {
-		if (!o.short || s.short) && (!s.exact || o.mode == modeExact) {
+		if (!o.short || s.short || o.subjects != "") && (!s.exact || o.mode == modeExact) {
 			all = append(all, s)
 		}
 	}

@@ -174,7 +174,7 @@ func headline(results []result) (string, []tile) {
 	if len(tiles) == 0 {
 		return "", nil
 	}
-	return fmt.Sprintf("A swapback volume, at its best, is faster than the kernel’s loop driver in %d of %d loads.", ahead, len(tiles)), tiles
+	return fmt.Sprintf("A swapback volume, at its best, is at least as fast as the kernel’s loop driver in %d of %d loads.", ahead, len(tiles)), tiles
 }
 
 // groups makes the panels, in the order of the results.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -49,7 +51,7 @@ func subjects() []subject {
 		{name: "volume-batch", colour: "#1f5fae", about: "swapback's volume, zero copy and BATCH_IO", short: true, needs: batch, since: "7.0", start: volumeDevice("batch")},
 		{name: "null-copy", colour: "#b7dcae", about: "swapback's null target, data copied", short: true, start: nullTarget("copy")},
 		{name: "null-zero-copy", colour: "#71b565", about: "swapback's null target, zero copy", short: true, needs: zc, since: "6.16", start: nullTarget("zero-copy")},
-		{name: "null-batch", colour: "#3c8133", about: "swapback's null target, zero copy and BATCH_IO", needs: batch, since: "7.0", start: nullTarget("batch")},
+		{name: "null-batch", colour: "#3c8133", about: "swapback's null target, zero copy and BATCH_IO", short: true, needs: batch, since: "7.0", start: nullTarget("batch")},
 	}
 }
 
@@ -101,17 +103,19 @@ func nbdDevice(ctx context.Context, s *stage) (_ *served, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(program, "--connect="+device, "--cache=none", "--aio=native", "--format=raw", raw.device)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start qemu-nbd: %w", err), raw.stop(ctx))
+	// It forks a server and ends; the server writes the file.
+	pidFile := filepath.Join(s.tmp, "qemu-nbd.pid")
+	_, err = command(ctx, program, "--connect="+device, "--cache=none", "--aio=native", "--format=raw", "--pid-file="+pidFile, raw.device)
+	if err != nil {
+		return nil, errors.Join(err, raw.stop(ctx))
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	n := &served{device: device, pids: []int{cmd.Process.Pid}, stop: func(ctx context.Context) error {
+	n := &served{device: device, stop: func(ctx context.Context) error {
 		_, err := command(ctx, program, "--disconnect", device)
-		return errors.Join(err, endProcess(cmd, ended, syscall.SIGTERM), raw.stop(ctx))
+		return errors.Join(err, raw.stop(ctx))
 	}}
+	if n.pids, err = readPID(pidFile); err != nil {
+		return nil, errors.Join(err, n.stop(ctx))
+	}
 	err = retry(ctx, time.Minute, func() error {
 		size, err := os.ReadFile("/sys/block/nbd0/size")
 		if err == nil && strings.TrimSpace(string(size)) == "0" {
@@ -125,6 +129,18 @@ func nbdDevice(ctx context.Context, s *stage) (_ *served, err error) {
 	return n, nil
 }
 
+func readPID(path string) ([]int, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return []int{pid}, nil
+}
+
 func volumeDevice(dataPath string) func(context.Context, *stage) (*served, error) {
 	return func(ctx context.Context, s *stage) (*served, error) {
 		d, err := s.daemon(ctx, dataPath, 1)
@@ -135,13 +151,16 @@ func volumeDevice(dataPath string) func(context.Context, *stage) (*served, error
 		if err == nil && v.Device == "" {
 			err = fmt.Errorf("volume %s is %s and has no device: %s", volumeName, v.State, v.Error)
 		}
+		if err == nil && v.DataPath != dataPath {
+			err = fmt.Errorf("volume %s moves data by %s although %s was asked for", volumeName, v.DataPath, dataPath)
+		}
 		if err == nil && s.mode == modeExact {
 			err = retarget(ctx, s.dm, v.Backend, s.table)
 		}
 		if err != nil {
 			return nil, errors.Join(err, d.stop())
 		}
-		return &served{device: v.Device, pids: []int{d.pid()}, stop: func(context.Context) error { return d.stop() }}, nil
+		return &served{device: v.Device, dataPath: v.DataPath, pids: []int{d.pid()}, stop: func(context.Context) error { return d.stop() }}, nil
 	}
 }
 
