@@ -27,6 +27,7 @@ type daemonOptions struct {
 	disks    []string
 	queues   int
 	dataPath string
+	env      []string // more of it
 }
 
 // startDaemon starts swapbackd and waits until it answers.
@@ -41,6 +42,7 @@ func startDaemon(ctx context.Context, o daemonOptions) (*daemon, error) {
 		args = append(args, "--disk", d)
 	}
 	d := &daemon{cmd: exec.Command(o.program, args...), client: api.NewClient(socket), ended: make(chan error, 1)}
+	d.cmd.Env = append(os.Environ(), o.env...)
 	d.cmd.Stdout, d.cmd.Stderr = os.Stderr, os.Stderr
 	if err := d.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start swapbackd: %w", err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"github.com/swapback/swapback/api"
@@ -27,17 +28,19 @@ import (
 // of a request looks at the table or the metadata; the gate, the change map and
 // the device-mapper device are the volume's own.
 type stage struct {
-	mode   string
-	tmp    string // in memory, in the machine
-	jobs   string // folder of the job files
-	fio    fio
-	dm     *dm.Control
-	ublk   ublk.Features
-	disks  []string // the pool's members
-	disk   string   // exact mode: the disk under everything
-	table  dm.Table // what the blocks are
-	undo   []func(context.Context) error
-	notice func(string, ...any)
+	mode  string
+	tmp   string // in memory, in the machine
+	jobs  string // folder of the job files
+	fio   fio
+	dm    *dm.Control
+	ublk  ublk.Features
+	disks []string // the pool's members
+	disk  string   // exact mode: the disk under everything
+	table dm.Table // what the blocks are
+	// serverEnv is added to the environment of swapback's servers.
+	serverEnv []string
+	undo      []func(context.Context) error
+	notice    func(string, ...any)
 	// scheduler is what every subject's device gets; empty leaves its driver's
 	// choice.
 	scheduler string
@@ -117,6 +120,13 @@ func (s *stage) makeExact(ctx context.Context) error {
 		}
 		s.later(func(context.Context) error { return remove() })
 	}
+	// While the machine waits for its host, its clock jumps from timer to timer,
+	// hours if it must. What Go's runtime does every two minutes would so fall
+	// into every second row, and cost it milliseconds. Memory that is used up is
+	// still collected.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(64 << 20)
+	s.serverEnv = []string{"GOGC=off", "GOMEMLIMIT=64MiB"}
 	s.disk, s.disks = "/dev/sbdata", []string{"/dev/sbmeta"}
 	// fio has a processor of its own, as in the figures of other servers.
 	s.fio.cpus = "1"
@@ -205,7 +215,7 @@ func (s *stage) daemon(ctx context.Context, dataPath string, queues int) (*daemo
 	if err != nil {
 		return nil, fmt.Errorf("%w (make build puts it into build/bin)", err)
 	}
-	return startDaemon(ctx, daemonOptions{program: program, dir: s.tmp, disks: s.disks, queues: queues, dataPath: dataPath})
+	return startDaemon(ctx, daemonOptions{program: program, dir: s.tmp, disks: s.disks, queues: queues, dataPath: dataPath, env: s.serverEnv})
 }
 
 func (s *stage) later(f func(context.Context) error) { s.undo = append(s.undo, f) }

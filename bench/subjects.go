@@ -172,6 +172,7 @@ func nullTarget(dataPath string) func(context.Context, *stage) (*served, error) 
 		}
 		size := fmt.Sprint(s.table.Size() * 512)
 		cmd := exec.Command(program, "null", size, "-queues", "1", "-depth", "64", "-data-path", dataPath)
+		cmd.Env = append(os.Environ(), s.serverEnv...)
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
