@@ -89,7 +89,7 @@ BENCH_VM    = ICOUNT=$(BENCH_EXACT) OUT=build/bench VM_TIMEOUT=$${VM_TIMEOUT:-3h
 bench: build harness ## the whole benchmark, exact (MODE=wall, NATIVE=1 DISK_DIR=…: by the clock); build/bench/index.html
 	@rm -f build/bench/result.json build/bench/scale.json build/bench/index.html
 	@$(BENCH_VM) 'bench run -out $$SWAPBACK_OUT'
-	@CPUS=$${CPUS:-4} $(BENCH_VM) 'bench scale -check -out $$SWAPBACK_OUT'
+	@CPUS=$${CPUS:-4} $(BENCH_VM) 'bench scale $(if $(BENCH_EXACT),-check) -out $$SWAPBACK_OUT'
 
 .PHONY: bench-short
 bench-short: build harness ## the rows that are compared with other servers, in exact mode

@@ -12,6 +12,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -135,15 +136,15 @@ func (o *runOptions) orDefault() error {
 		if os.Getenv(exactEnv) == "" {
 			return errors.New("exact mode needs a machine whose clock counts instructions: make bench boots one")
 		}
-		// The short form decides whether a change is let in. A row now and then
-		// lies a few percent off, by where its programs' memory came to lie.
+		// The short form decides whether a change is let in, and a round now and
+		// then lies a percent or two off: a few milliseconds of fio's clock.
 		rounds := 1
 		if o.short {
 			rounds = 3
 		}
-		o.rounds, o.runtime, o.ramp = or(o.rounds, rounds), or(o.runtime, "250ms"), or(o.ramp, "20ms")
+		o.rounds, o.runtime, o.ramp = cmp.Or(o.rounds, rounds), cmp.Or(o.runtime, "250ms"), cmp.Or(o.ramp, "20ms")
 	case modeWall:
-		o.rounds, o.runtime, o.ramp = or(o.rounds, 5), or(o.runtime, "2s"), or(o.ramp, "500ms")
+		o.rounds, o.runtime, o.ramp = cmp.Or(o.rounds, 5), cmp.Or(o.runtime, "2s"), cmp.Or(o.ramp, "500ms")
 	default:
 		return fmt.Errorf("-mode %q: want %s or %s", o.mode, modeExact, modeWall)
 	}
@@ -151,14 +152,6 @@ func (o *runOptions) orDefault() error {
 		return fmt.Errorf("-rounds %d: want at least 1", o.rounds)
 	}
 	return nil
-}
-
-func or[T comparable](value, fallback T) T {
-	var zero T
-	if value == zero {
-		return fallback
-	}
-	return value
 }
 
 func measureAll(ctx context.Context, o runOptions) (err error) {
