@@ -90,6 +90,10 @@ bench: build harness ## the whole benchmark, exact (MODE=wall, NATIVE=1 DISK_DIR
 	@rm -f build/bench/result.json build/bench/scale.json build/bench/index.html
 	@$(BENCH_VM) 'bench run -out $$SWAPBACK_OUT'
 	@CPUS=$${CPUS:-4} $(BENCH_VM) 'bench scale $(if $(BENCH_EXACT),-check) -out $$SWAPBACK_OUT'
+ifeq ($(NATIVE),)
+	@$(MAKE) --no-print-directory NOBUILD=1 bench-pause
+	@$(BIN)/bench report build/bench
+endif
 
 .PHONY: bench-short
 bench-short: build harness ## the rows that are compared with other servers, in exact mode

@@ -271,7 +271,7 @@ func FuzzDecodeResults(f *testing.F) {
 		if err := printTable(&out, list); err != nil {
 			t.Error(err)
 		}
-		if err := renderReport(&out, list, nil); err != nil {
+		if err := renderReport(&out, list, nil, nil); err != nil {
 			t.Error(err)
 		}
 		changes, onlyOld, onlyNew := compareResults(list, list)
@@ -296,7 +296,7 @@ func FuzzDecodePoints(f *testing.F) {
 		}
 		var out strings.Builder
 		printScaling(&out, points)
-		if err := renderReport(&out, nil, points); err != nil {
+		if err := renderReport(&out, nil, points, nil); err != nil {
 			t.Error(err)
 		}
 	})

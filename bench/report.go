@@ -27,15 +27,23 @@ func writeReport(dir string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if len(results)+len(points) == 0 {
-		return fmt.Errorf("%s has neither %s nor %s: bench run and bench scale write them", dir, resultFile, scaleFile)
+	mode := ""
+	if len(results) > 0 {
+		mode = results[0].Mode
+	}
+	pauses, err := readPauses(dir, mode)
+	if err != nil {
+		return err
+	}
+	if len(results)+len(points)+len(pauses) == 0 {
+		return fmt.Errorf("%s has no %s, %s or %s: bench run, bench scale and bench/pause write them", dir, resultFile, scaleFile, pauseFiles)
 	}
 	path := filepath.Join(dir, reportFile)
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	if err := renderReport(f, results, points); err != nil {
+	if err := renderReport(f, results, points, pauses); err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), f.Close())
 	}
 	return f.Close()
@@ -50,6 +58,8 @@ type page struct {
 	Legend                     []legend
 	Groups                     []group
 	Scaling                    []chart
+	Pause                      string
+	Pauses                     []chart
 	Missing                    []result
 	Results                    []result
 	Rounds                     int
@@ -81,7 +91,7 @@ type bar struct {
 	Spread                bool
 }
 
-func renderReport(w io.Writer, results []result, points []point) error {
+func renderReport(w io.Writer, results []result, points []point, pauses []pauseResult) error {
 	t, err := template.New("report").Funcs(template.FuncMap{
 		"ratio": ratio,
 		"count": thousands,
@@ -90,11 +100,11 @@ func renderReport(w io.Writer, results []result, points []point) error {
 	if err != nil {
 		return err
 	}
-	return t.Execute(w, newPage(results, points))
+	return t.Execute(w, newPage(results, points, pauses))
 }
 
-func newPage(results []result, points []point) page {
-	p := page{Scaling: charts(points)}
+func newPage(results []result, points []point, pauses []pauseResult) page {
+	p := page{Scaling: charts(points), Pause: pauseText(pauses), Pauses: pauseCharts(pauses)}
 	var v versions
 	switch {
 	case len(results) > 0:

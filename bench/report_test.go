@@ -24,7 +24,7 @@ func sampleResults() []result {
 }
 
 func TestPage(t *testing.T) {
-	p := newPage(sampleResults(), nil)
+	p := newPage(sampleResults(), nil, nil)
 	if want := "A swapback volume, at its best, is at least as fast as the kernel’s loop driver in 1 of 1 loads."; p.Headline != want {
 		t.Errorf("headline %q, want %q", p.Headline, want)
 	}
