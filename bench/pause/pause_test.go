@@ -29,7 +29,7 @@ func TestJudge(t *testing.T) {
 			{What: "floor", Floor: 10, Median: 10, Max: 1000},
 			{What: whatLoad, Floor: 10, Median: 20, Max: 50},
 			{What: whatPairs, N: 1, Floor: 10, Median: 10}, {What: whatPairs, N: 2, Floor: 10, Median: 20},
-			{What: whatExtents, N: 1, Floor: 10, Median: 100},
+			{What: whatExtents, N: 1, Floor: 10, Median: 1}, {What: whatExtents, N: 2, Floor: 10, Median: 19},
 		}, nil},
 		{"load", []result{{What: whatLoad, Floor: 10, Median: 21, Max: 51}}, []string{"median", "longest"}},
 		{"growth", []result{
