@@ -50,6 +50,11 @@ func TestSizesAndOffsets(t *testing.T) {
 		f filesUpdate
 		o sqOffsets
 		c cqOffsets
+
+		rr rsrcRegister
+		ru rsrcUpdate
+		br bufReg
+		pb buf
 	)
 	for _, tc := range []struct {
 		name      string
@@ -70,6 +75,17 @@ func TestSizesAndOffsets(t *testing.T) {
 		{"getevents_arg.ts", unsafe.Offsetof(g.TS), 16},
 		{"sizeof files_update", unsafe.Sizeof(f), 16},
 		{"files_update.fds", unsafe.Offsetof(f.FDs), 8},
+		{"sizeof rsrc_register", unsafe.Sizeof(rr), 32},
+		{"rsrc_register.flags", unsafe.Offsetof(rr.Flags), 4},
+		{"rsrc_register.tags", unsafe.Offsetof(rr.Tags), 24},
+		{"sizeof rsrc_update", unsafe.Sizeof(ru), 16},
+		{"rsrc_update.data", unsafe.Offsetof(ru.Data), 8},
+		{"sizeof buf_reg", unsafe.Sizeof(br), 40},
+		{"buf_reg.bgid", unsafe.Offsetof(br.BGID), 12},
+		{"buf_reg.flags", unsafe.Offsetof(br.Flags), 14},
+		{"sizeof buf", unsafe.Sizeof(pb), 16},
+		{"buf.bid", unsafe.Offsetof(pb.BID), 12},
+		{"buf_ring.tail", unsafe.Offsetof(pb.Resv), 14},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%s = %d, want %d", tc.name, tc.got, tc.want)
@@ -100,6 +116,8 @@ func TestPrep(t *testing.T) {
 			SQE{Opcode: 46, FD: 1, Off: 0xc0107520}},
 		{"discard", func(s *SQE) { s.PrepBlockDiscard(1, 2, 0x0807060504030201) },
 			SQE{Opcode: 46, FD: 1, Off: 0x1200, Addr: 2, Cmd: [16]byte{1, 2, 3, 4, 5, 6, 7, 8}}},
+		{"multishot command", func(s *SQE) { s.PrepCmdMultishot(1, 0xc0107527, 3) },
+			SQE{Opcode: 46, Flags: 1 << 5, FD: 1, Off: 0xc0107527, OpFlags: 2, BufIndex: 3}},
 		{"message", func(s *SQE) { s.PrepMsgRing(1, 2, 3) },
 			SQE{Opcode: 40, FD: 1, Len: 2, Off: 3}},
 	} {

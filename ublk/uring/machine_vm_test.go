@@ -18,6 +18,10 @@ func TestRingsInTheMachine(t *testing.T) {
 		"msg ring":  TestMsgRing,
 		"wide":      TestWideEntries,
 		"no allocs": TestHotPathDoesNotAllocate,
+		"self":      TestRegisteredRing,
+		"raw":       TestRawWaitIsInterrupted,
+		"buffers":   TestBufferRing,
+		"sparse":    TestSparseBuffersAreEmpty,
 	} {
 		t.Run(name, test)
 	}

@@ -251,3 +251,127 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations per turn", n)
 	}
 }
+
+func TestRegisteredRing(t *testing.T) {
+	r := newRing(t, 8)
+	if err := r.RegisterSelf(); err != nil {
+		t.Fatal(err)
+	}
+	enters := map[string]func(uint32) error{
+		"enter":   r.Enter,
+		"raw":     r.EnterRaw,
+		"timeout": func(n uint32) error { return r.EnterTimeout(n, time.Minute) },
+	}
+	for name, enter := range enters {
+		for i := range uint64(20) {
+			s := r.NextSQE()
+			s.PrepNop()
+			s.UserData = i
+			if err := enter(1); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			c := r.Peek()
+			if c == nil || c.UserData != i || c.Res != 0 {
+				t.Fatalf("%s: completion %d is %+v", name, i, c)
+			}
+			r.Advance()
+		}
+	}
+}
+
+// The runtime can interrupt a thread that waits in the kernel without having
+// told it: here to stop the world.
+func TestRawWaitIsInterrupted(t *testing.T) {
+	r := newRing(t, 8)
+	before := runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	defer runtime.GOMAXPROCS(before)
+	efd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(efd)
+	mem := memory(t, 4096)
+	r.NextSQE().PrepRead(int32(efd), addr(mem), 8, ^uint64(0))
+	if err := r.Enter(0); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	go func() {
+		runtime.GC()
+		close(stopped)
+		one := [8]byte{1}
+		unix.Write(efd, one[:])
+	}()
+	for r.Peek() == nil {
+		if err := r.EnterRaw(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-stopped
+}
+
+func TestBufferRing(t *testing.T) {
+	r := newRing(t, 8)
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	const n, size, group = 4, 64, 3
+	b, err := r.NewBufferRing(group, n, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	read := func() CQE {
+		t.Helper()
+		s := r.NextSQE()
+		s.PrepRead(int32(pipe[0]), 0, size, ^uint64(0))
+		s.Flags |= SQEBufferSelect
+		s.BufIndex = group
+		return one(t, r)
+	}
+	// Around the ring several times: every buffer is taken, read and given back.
+	for i := range 3*n + 1 {
+		text := []byte{byte(i), byte(i + 1), byte(i + 2)}
+		if _, err := unix.Write(pipe[1], text); err != nil {
+			t.Fatal(err)
+		}
+		c := read()
+		if c.Res != 3 || c.Flags&CQEBuffer == 0 {
+			t.Fatalf("read %d: %+v", i, c)
+		}
+		id := uint16(c.Flags >> 16)
+		if got := b.Get(id, int(c.Res)); !bytes.Equal(got, text) {
+			t.Fatalf("read %d: buffer %d holds %v, want %v", i, id, got, text)
+		}
+		b.Put(id)
+	}
+	// With all of them taken there is none to read into.
+	for i := range n + 1 {
+		if _, err := unix.Write(pipe[1], []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		c := read()
+		if want := map[bool]int32{true: 1, false: -int32(unix.ENOBUFS)}[i < n]; c.Res != want {
+			t.Fatalf("taken %d buffers: %+v", i, c)
+		}
+	}
+}
+
+func TestSparseBuffersAreEmpty(t *testing.T) {
+	r := newRing(t, 8)
+	if err := r.RegisterSparseBuffers(4); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open("/dev/zero")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r.NextSQE().PrepReadFixed(int32(f.Fd()), 0, 512, 0, 2)
+	if c := one(t, r); unix.Errno(-c.Res) != unix.EFAULT {
+		t.Errorf("reading into an empty slot: %v, want EFAULT", unix.Errno(-c.Res))
+	}
+}
