@@ -50,7 +50,7 @@ func charts(points []point) []chart {
 		if floor := pointsOf(points, s.floor); len(floor) == 1 {
 			top := niceTop(maxValue(p))
 			c.Floor = yOf(floor[0].Value, top)
-			c.FloorText = "one request at a time on one volume: " + figure(floor[0].Value)
+			c.FloorText = s.floorText + ": " + figure(floor[0].Value)
 		}
 		if v, ok := verdicts[s.name]; ok {
 			c.Judged, c.OK, c.Verdict = true, v.ok, v.text

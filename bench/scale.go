@@ -113,6 +113,11 @@ func (s *scaler) queues(ctx context.Context) error {
 			}
 			all := s.fio
 			all.cpus = fmt.Sprintf("0-%d", runtime.NumCPU()-1)
+			if n == 1 {
+				if err := s.rate(ctx, &all, "thin", n, v.Device); err != nil {
+					return err
+				}
+			}
 			return s.rate(ctx, &all, "queues", n, v.Device)
 		})
 		if err != nil {

@@ -27,21 +27,22 @@ type series struct {
 	// limit: for a rate, how much of the first value has to be left; for a cost,
 	// how many times as much one more may cost as at the beginning.
 	limit float64
-	// floor names a series whose only value a rate is held against, instead of
-	// its own first.
-	floor string
+	// floor names, and floorText describes, a series whose only value a rate is
+	// held against, instead of its own first.
+	floor, floorText string
 }
 
 // allSeries are shown in this order.
 //
 // A rate may lose a tenth: in exact mode it is the inverse of what one request
-// costs. Requests that are spread over many busy volumes cannot be taken in
-// batches any more, so the price of one request alone is what they are held to.
+// costs. Requests that are spread over more queues or busy volumes cannot be
+// taken in batches as large any more; they are held to what a request costs where
+// as few are in flight: eight in one queue, one on a volume.
 func allSeries() []series {
 	return []series{
-		{name: "queues", title: "4k reads by queues of one volume", unit: "IOPS", of: "queues", rate: true, limit: 0.9},
+		{name: "queues", title: "4k reads by queues of one volume", unit: "IOPS", of: "queues", rate: true, limit: 0.9, floor: "thin", floorText: "8 in flight in one queue"},
 		{name: "idle", title: "4k reads on one volume among idle ones", unit: "IOPS", of: "volumes", rate: true, limit: 0.9},
-		{name: "busy", title: "4k reads over all volumes, 128 in flight", unit: "IOPS", of: "busy volumes", rate: true, limit: 0.9, floor: "alone"},
+		{name: "busy", title: "4k reads over all volumes, 128 in flight", unit: "IOPS", of: "busy volumes", rate: true, limit: 0.9, floor: "alone", floorText: "one request at a time on one volume"},
 		{name: "rss", title: "memory of swapbackd", unit: "MiB", of: "volumes", limit: 1.25},
 		{name: "pinned", title: "of it locked or pinned", unit: "MiB", of: "volumes", limit: 1.25},
 		{name: "system", title: "memory of the whole machine", unit: "MiB", of: "volumes", limit: 1.25},
@@ -93,7 +94,7 @@ func judgeRate(s series, p, floor []point) verdict {
 		if len(floor) != 1 {
 			return verdict{s.name, false, "there is no series " + s.floor + " to compare with"}
 		}
-		base, what = floor[0].Value, "one request at a time"
+		base, what = floor[0].Value, "with "+s.floorText
 	}
 	worst := slices.MinFunc(p, func(a, b point) int { return int(a.Value - b.Value) })
 	left := worst.Value / base
