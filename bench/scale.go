@@ -83,10 +83,18 @@ func scaleAll(ctx context.Context, o runOptions, dataPath string) (_ []point, er
 	if s.stage, err = newStage(ctx, o.stage()); err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
 	// Memory, and the time that fresh memory takes, are those of a daemon that
 	// collects its garbage; the rates are no worse for it.
 	s.serverEnv = nil
-	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	// Each device of one queue has the kernel start modprobe, for a scheduler
+	// "none" that is no module. In the machine the program comes from the host's
+	// folder, and the clock of exact mode jumps by minutes while it waits for that.
+	if o.mode == modeExact {
+		if err := s.noModprobe(); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.queues(ctx); err != nil {
 		return nil, fmt.Errorf("queues: %w", err)
 	}
@@ -327,4 +335,19 @@ func memAvailable() (uint64, error) {
 		return 0, errors.New("the machine's memory: /proc/meminfo has no MemAvailable")
 	}
 	return *info.MemAvailableBytes, nil
+}
+
+// noModprobe keeps the kernel from loading modules by itself until the stage is
+// cleared.
+func (s *scaler) noModprobe() error {
+	const path = "/proc/sys/kernel/modprobe"
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("the kernel's modprobe: %w", err)
+	}
+	if err := os.WriteFile(path, []byte("\n"), 0); err != nil {
+		return fmt.Errorf("the kernel's modprobe: %w", err)
+	}
+	s.later(func(context.Context) error { return os.WriteFile(path, before, 0) })
+	return nil
 }

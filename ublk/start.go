@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -146,7 +147,19 @@ func (d *Device) start(ctx context.Context, o Options) error {
 // it again (queue/scheduler in sysfs, or a udev rule).
 func (d *Device) unschedule() {
 	path := fmt.Sprintf("/sys/block/ublkb%d/queue/scheduler", d.info.ID)
-	if err := os.WriteFile(path, []byte("none"), 0); err != nil {
+	// The kernel looks for a module of the name that is written, also for "none",
+	// by starting modprobe: not for nothing.
+	have, err := os.ReadFile(path)
+	if err == nil && !bytes.Contains(have, []byte("[none]")) {
+		// EBUSY: somebody else, such as udev, is about to change it.
+		for range 10 {
+			if err = os.WriteFile(path, []byte("none"), 0); !errors.Is(err, unix.EBUSY) {
+				break
+			}
+			time.Sleep(pollInterval)
+		}
+	}
+	if err != nil {
 		d.log.Warn("I/O scheduler of a ublk device not taken away; requests will be slower", "device", d.info.ID, "error", err)
 	}
 }
