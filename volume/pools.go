@@ -92,6 +92,9 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 	c.mu.Lock()
 	delete(c.pools, uuid)
 	c.mu.Unlock()
+	for _, t := range targets {
+		c.forgetChanges(t.info.Position.ID)
+	}
 	c.unlinkMapper()
 	c.log.Info("pool deleted", "pool", name)
 	return nil
