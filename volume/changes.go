@@ -60,13 +60,15 @@ func (c *Controller) moveChanges(targets []target) {
 	}
 }
 
-// growChanges makes room in the change map of a volume that has grown. Its I/O
-// is held for the moment in which no mark may go to the old map.
+// growChanges makes room in the change map of a volume that has grown. If it has
+// a device, its I/O is held for the moment in which no mark may go to the old map.
 func (c *Controller) growChanges(ctx context.Context, t target, dev *ublk.Device) error {
-	dev.Hold()
-	defer dev.Release()
-	if err := dev.Drain(ctx); err != nil {
-		return err
+	if dev != nil {
+		dev.Hold()
+		defer dev.Release()
+		if err := dev.Drain(ctx); err != nil {
+			return err
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,6 +78,8 @@ func (c *Controller) growChanges(ctx context.Context, t target, dev *ublk.Device
 	}
 	have.blocks = have.blocks.Grow(uint64(t.info.Size))
 	c.changes[t.info.Position.ID] = have
-	dev.SetChangeMap(have.blocks)
+	if dev != nil {
+		dev.SetChangeMap(have.blocks)
+	}
 	return nil
 }

@@ -120,15 +120,18 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 		return api.Volume{}, fromPool(fmt.Sprintf("growing volume %s", t), err)
 	}
 	t.info = info
+	var dev *ublk.Device
+	if live {
+		dev = e.dev
+	}
+	// First the map, so that no write behind the old end goes unrecorded.
+	err = c.growChanges(ctx, t, dev)
 	switch {
+	case err != nil:
 	case restart:
-		c.forgetChanges(info.Position.ID) // it was made for the old size
 		err = c.restart(ctx, t, e)
 	case live:
-		// First the map, so that no write behind the old end goes unrecorded.
-		if err = c.growChanges(ctx, t, e.dev); err == nil {
-			err = e.dev.Resize(ctx, uint64(info.Size))
-		}
+		err = e.dev.Resize(ctx, uint64(info.Size))
 	}
 	if err != nil {
 		return api.Volume{}, fmt.Errorf("volume %s has its new size in the pool, but its block device does not show it (detach and attach it): %w", t, err)

@@ -115,6 +115,10 @@ func run(ctx context.Context, o options) (err error) {
 	if err := o.check(); err != nil {
 		return err
 	}
+	path, err := ublk.ParseDataPath(o.dataPath)
+	if err != nil {
+		return usageError{fmt.Errorf("--data-path: %w", err)}
+	}
 	log, err := newLogger(o)
 	if err != nil {
 		return err
@@ -130,10 +134,6 @@ func run(ctx context.Context, o options) (err error) {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	path, err := ublk.ParseDataPath(o.dataPath)
-	if err != nil {
-		return usageError{fmt.Errorf("--data-path: %w", err)}
-	}
 	ctl, err := volume.Open(ctx, volume.Options{
 		Disks: o.disks, RunDir: o.runDir, LinkDir: o.linkDir,
 		Queues: o.queues, Depth: o.depth, DataPath: path,
