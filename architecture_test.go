@@ -37,6 +37,7 @@ var rooms = map[string][]string{
 	"bench":              {"api", "dmswap/dm", "ublk", "version"},
 	"bench/pause":        {"api", "dmswap/dm"},
 	"demo":               {"api"},
+	"soak":               {"api"},
 }
 
 // testOnly are libraries that must not be linked into the product.

@@ -15,6 +15,7 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
 	"github.com/swapback/swapback/hostagent"
+	"github.com/swapback/swapback/soak/rig"
 )
 
 // TestBackupIsOneInstant backs two volumes up as one group while a writer
@@ -23,8 +24,8 @@ import (
 // up to some number and none after it.
 func TestBackupIsOneInstant(t *testing.T) {
 	d := startDaemon(t)
-	d.pool()
-	volumes := []api.Volume{d.volume("a", 8*MiB), d.volume("b", 8*MiB)}
+	d.Pool()
+	volumes := []api.Volume{d.Volume("a", 8*MiB), d.Volume("b", 8*MiB)}
 	repo, err := backup.Init(t.Context(), filepath.Join(t.TempDir(), "repo"), backup.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +34,7 @@ func TestBackupIsOneInstant(t *testing.T) {
 	w.waitFor(200)
 	for round := range 2 {
 		before := w.written.Load()
-		b, err := hostagent.Backup(t.Context(), hostagent.BackupOptions{Service: d.client, Repo: repo, Volumes: []string{"a", "b"}})
+		b, err := hostagent.Backup(t.Context(), hostagent.BackupOptions{Service: d.Client, Repo: repo, Volumes: []string{"a", "b"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,15 +43,15 @@ func TestBackupIsOneInstant(t *testing.T) {
 		names := []string{"copy-a", "copy-b"}
 		var images [][]byte
 		for i, v := range volumes {
-			c := d.volume(names[i], v.Size)
-			writeDevice(t, c.Device, 0, randomBytes(40, int(v.Size))) // what must not show through
+			c := d.Volume(names[i], v.Size)
+			rig.WriteDevice(t, c.Device, 0, rig.RandomBytes(40, int(v.Size))) // what must not show through
 			if _, err := hostagent.Restore(t.Context(), hostagent.RestoreOptions{
-				Service: d.client, Repo: repo, Backup: b.ID, Volume: names[i], From: v.Name, Overwrite: true,
+				Service: d.Client, Repo: repo, Backup: b.ID, Volume: names[i], From: v.Name, Overwrite: true,
 			}); err != nil {
 				t.Fatal(err)
 			}
-			images = append(images, readDevice(t, c.Device, 0, int(c.Size)))
-			if err := d.client.DeleteVolume(t.Context(), names[i], false); err != nil {
+			images = append(images, rig.ReadDevice(t, c.Device, 0, int(c.Size)))
+			if err := d.Client.DeleteVolume(t.Context(), names[i], false); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -84,10 +85,10 @@ func startNumberedWriter(t *testing.T, volumes []api.Volume) *numberedWriter {
 	w := &numberedWriter{t: t, quit: make(chan struct{}), done: make(chan error, 1)}
 	var files []*os.File
 	for _, v := range volumes {
-		writeDevice(t, v.Device, 0, make([]byte, v.Size))
-		files = append(files, openDirect(t, v.Device, os.O_WRONLY|unix.O_DSYNC))
+		rig.WriteDevice(t, v.Device, 0, make([]byte, v.Size))
+		files = append(files, rig.OpenDirect(t, v.Device, os.O_WRONLY|unix.O_DSYNC))
 	}
-	buf := aligned(t, 4096)
+	buf := rig.Aligned(t, 4096)
 	go func() {
 		defer func() {
 			for _, f := range files {
@@ -117,7 +118,7 @@ func startNumberedWriter(t *testing.T, volumes []api.Volume) *numberedWriter {
 
 func (w *numberedWriter) waitFor(n uint64) {
 	w.t.Helper()
-	waitUntil(w.t, "the numbered writer to get on", func() bool { return w.written.Load() >= n })
+	rig.WaitUntil(w.t, "the numbered writer to get on", func() bool { return w.written.Load() >= n })
 }
 
 func (w *numberedWriter) stop() {

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/soak/rig"
 )
 
 // cli runs the command line against the daemon and returns what it printed on
@@ -21,7 +22,7 @@ import (
 func (d *process) cli(wantExit int, words []string, args ...string) string {
 	d.t.Helper()
 	cmd := exec.Command("swapback", args...)
-	cmd.Env = append(os.Environ(), api.SocketEnv+"="+d.socket(), "SWAPBACK_REPO="+filepath.Join(d.dir, "repo"))
+	cmd.Env = append(os.Environ(), api.SocketEnv+"="+d.Socket(), "SWAPBACK_REPO="+filepath.Join(d.Dir, "repo"))
 	out, err := cmd.CombinedOutput()
 	exit := 0
 	var ee *exec.ExitError
@@ -47,13 +48,13 @@ func words(list ...string) []string { return list }
 // as a person at a shell does.
 func TestCommandLine(t *testing.T) {
 	d := startDaemon(t)
-	d.cli(0, words("tank"), append([]string{"pool", "create", "tank"}, d.disks...)...)
+	d.cli(0, words("tank"), append([]string{"pool", "create", "tank"}, d.Disks...)...)
 	d.cli(0, words("/dev/ublkb"), "volume", "create", "db", "--size", "64M")
 	d.cli(0, nil, "volume", "create", "db-spare", "--size", "64M", "--detached")
-	db := d.show("db")
-	tool(t, "mkfs.ext4", "-q", "-F", db.Device)
-	dir := mount(t, db.Device, "ext4")
-	writeFile(t, filepath.Join(dir, "precious"), []byte("value"))
+	db := d.Show("db")
+	rig.Tool(t, "mkfs.ext4", "-q", "-F", db.Device)
+	dir := rig.Mount(t, db.Device, "ext4")
+	rig.WriteFile(t, filepath.Join(dir, "precious"), []byte("value"))
 
 	d.cli(3, words("swapback repo init"), "backup", "create", "db") // no repository yet
 	d.cli(0, nil, "repo", "init")
@@ -69,41 +70,41 @@ func TestCommandLine(t *testing.T) {
 	d.cli(0, words(last.ID, "before"), "backup", "list")
 	d.cli(0, words("all good"), "backup", "verify")
 
-	writeFile(t, filepath.Join(dir, "precious"), []byte("ruined"))
+	rig.WriteFile(t, filepath.Join(dir, "precious"), []byte("ruined"))
 	d.cli(4, words(dir, db.Device), "recover", "db") // mounted
-	unmount(t, dir)
+	rig.Unmount(t, dir)
 	d.cli(0, words(last.ID), "recover", "db", "--reason", "bad day")
-	dir = mount(t, db.Device, "ext4")
+	dir = rig.Mount(t, db.Device, "ext4")
 	if got, err := os.ReadFile(filepath.Join(dir, "precious")); err != nil || string(got) != "value" {
 		t.Errorf("after the recovery the file holds %q, %v", got, err)
 	}
-	unmount(t, dir)
+	rig.Unmount(t, dir)
 
 	d.cli(0, words("quarantine", "bad day"), "volume", "list")
 	d.cli(5, words("quarantine"), "swap", "db", "db-spare")
 	d.cli(5, words("--force"), "volume", "delete", "db-spare", "--yes")
-	expectNoWrites(t, d.show("db-spare").Device)
+	expectNoWrites(t, d.Show("db-spare").Device)
 	d.cli(0, nil, "volume", "release", "db-spare")
 	d.cli(5, words("99"), "swap", "db", "db-spare", "--expect", "99,0")
 	d.cli(0, nil, "swap", "db", "db-spare") // the failed data back under its name
-	dir = mount(t, db.Device, "ext4")
+	dir = rig.Mount(t, db.Device, "ext4")
 	if got, err := os.ReadFile(filepath.Join(dir, "precious")); err != nil || string(got) != "ruined" {
 		t.Errorf("after the undo the file holds %q, %v", got, err)
 	}
-	unmount(t, dir)
+	rig.Unmount(t, dir)
 
 	d.cli(0, nil, "volume", "grow", "db", "--size", "96M")
-	if got := d.show("db").Size; got != 96*MiB {
+	if got := d.Show("db").Size; got != 96*MiB {
 		t.Errorf("after the grow the volume has %d bytes", got)
 	}
-	tool(t, "e2fsck", "-f", "-p", db.Device)
-	tool(t, "resize2fs", db.Device)
+	rig.Tool(t, "e2fsck", "-f", "-p", db.Device)
+	rig.Tool(t, "resize2fs", db.Device)
 	d.cli(0, nil, "volume", "detach", "db")
 	if _, err := os.Stat(db.Device); err == nil {
 		t.Errorf("%s is there after the detach", db.Device)
 	}
 	d.cli(0, nil, "volume", "attach", "db")
-	tool(t, "e2fsck", "-f", "-n", d.show("db").Device)
+	rig.Tool(t, "e2fsck", "-f", "-n", d.Show("db").Device)
 	d.cli(0, nil, "pool", "check", "tank")
 	d.cli(2, words("--yes"), "backup", "delete", last.ID)
 	d.cli(0, nil, "backup", "delete", last.ID, "--yes")
@@ -116,10 +117,10 @@ func TestBadInput(t *testing.T) {
 	d := startDaemon(t)
 	d.cli(3, words("no-such"), "pool", "show", "no-such")
 	t.Run("disks that carry something", func(t *testing.T) {
-		disk := d.disks[0]
+		disk := d.Disks[0]
 		for what, put := range map[string]func(){
-			"ext4": func() { tool(t, "mkfs.ext4", "-q", "-F", disk, "64M") },
-			"xfs":  func() { tool(t, "mkfs.xfs", "-q", "-f", disk) },
+			"ext4": func() { rig.Tool(t, "mkfs.ext4", "-q", "-F", disk, "64M") },
+			"xfs":  func() { rig.Tool(t, "mkfs.xfs", "-q", "-f", disk) },
 			"MBR": func() {
 				mbr := make([]byte, 512)
 				copy(mbr[446:], []byte{0, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0})
@@ -136,22 +137,22 @@ func TestBadInput(t *testing.T) {
 		} {
 			wipe(t, disk)
 			put()
-			before := readDevice(t, disk, 0, 1<<20)
-			d.cli(4, words(disk, "--force"), "pool", "create", "tank", d.disks[0], d.disks[1])
-			if !bytes.Equal(readDevice(t, disk, 0, 1<<20), before) {
+			before := rig.ReadDevice(t, disk, 0, 1<<20)
+			d.cli(4, words(disk, "--force"), "pool", "create", "tank", d.Disks[0], d.Disks[1])
+			if !bytes.Equal(rig.ReadDevice(t, disk, 0, 1<<20), before) {
 				t.Errorf("the refused %s disk was changed", what)
 			}
 		}
-		for _, disk := range d.disks {
+		for _, disk := range d.Disks {
 			wipe(t, disk)
 		}
 	})
-	d.cli(2, words("same disk"), "pool", "create", "tank", d.disks[0], d.disks[0])
+	d.cli(2, words("same disk"), "pool", "create", "tank", d.Disks[0], d.Disks[0])
 	d.cli(3, words("/dev/nix"), "pool", "create", "tank", "/dev/nix")
 	d.cli(2, words("/dev/null"), "pool", "create", "tank", "/dev/null")
-	d.cli(2, words("power of two"), "pool", "create", "tank", d.disks[0], "--extent-size", "3M")
-	d.cli(0, nil, append([]string{"pool", "create", "tank"}, d.disks...)...)
-	d.cli(4, words(d.disks[0]), "pool", "create", "tank2", d.disks[0])
+	d.cli(2, words("power of two"), "pool", "create", "tank", d.Disks[0], "--extent-size", "3M")
+	d.cli(0, nil, append([]string{"pool", "create", "tank"}, d.Disks...)...)
+	d.cli(4, words(d.Disks[0]), "pool", "create", "tank2", d.Disks[0])
 
 	d.cli(0, nil, "volume", "create", "db", "--size", "64M")
 	d.cli(1, words("free"), "volume", "create", "huge", "--size", "1T")
@@ -160,26 +161,26 @@ func TestBadInput(t *testing.T) {
 	d.cli(2, words("stripes"), "volume", "create", "wide", "--size", "64M", "--stripes", "99")
 	d.cli(2, words("larger"), "volume", "grow", "db", "--size", "32M")
 	d.cli(3, words("dbb", "db"), "volume", "show", "dbb")
-	if list, err := d.client.Volumes(t.Context(), ""); err != nil || len(list) != 1 {
+	if list, err := d.Client.Volumes(t.Context(), ""); err != nil || len(list) != 1 {
 		t.Errorf("after the refusals the pool has the volumes %v, %v", list, err)
 	}
 
 	t.Run("repositories", func(t *testing.T) {
 		notRepo := t.TempDir()
 		d.cli(3, words(notRepo, "repo init"), "backup", "create", "db", "--repo", notRepo)
-		writeFile(t, filepath.Join(notRepo, "file"), []byte("x"))
+		rig.WriteFile(t, filepath.Join(notRepo, "file"), []byte("x"))
 		d.cli(1, words(notRepo), "repo", "init", notRepo)
 		d.cli(0, nil, "repo", "init")
-		data := randomBytes(50, int(8*MiB))
-		writeDevice(t, d.show("db").Device, 0, data)
+		data := rig.RandomBytes(50, int(8*MiB))
+		rig.WriteDevice(t, d.Show("db").Device, 0, data)
 		d.cli(0, nil, "backup", "create", "db")
 		d.cli(3, words("nix"), "backup", "show", "nix")
-		truncateLargest(t, filepath.Join(d.dir, "repo"))
+		truncateLargest(t, filepath.Join(d.Dir, "repo"))
 		d.cli(1, nil, "backup", "verify")
 		d.cli(0, nil, "volume", "create", "other", "--size", "64M", "--detached")
 		d.cli(1, words("db"), "backup", "restore", "latest", "--onto", "other", "--yes")
 		d.cli(1, nil, "recover", "db")
-		if !bytes.Equal(readDevice(t, d.show("db").Device, 0, len(data)), data) {
+		if !bytes.Equal(rig.ReadDevice(t, d.Show("db").Device, 0, len(data)), data) {
 			t.Error("the recovery that could not be done has changed the volume")
 		}
 	})
@@ -189,31 +190,31 @@ func TestBadInput(t *testing.T) {
 // the reason, and whole again when the disks are.
 func TestBadMembers(t *testing.T) {
 	d := startDaemon(t)
-	d.pool()
-	v := d.volume("db", 64*MiB)
-	data := randomBytes(60, int(v.Size))
-	writeDevice(t, v.Device, 0, data)
-	if _, err := d.client.Detach(t.Context(), "db"); err != nil {
+	d.Pool()
+	v := d.Volume("db", 64*MiB)
+	data := rig.RandomBytes(60, int(v.Size))
+	rig.WriteDevice(t, v.Device, 0, data)
+	if _, err := d.Client.Detach(t.Context(), "db"); err != nil {
 		t.Fatal(err)
 	}
 	whole := func() {
 		t.Helper()
-		d.start()
-		if _, err := d.client.Attach(t.Context(), "db", api.AttachRequest{}); err != nil {
+		d.Run()
+		if _, err := d.Client.Attach(t.Context(), "db", api.AttachRequest{}); err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(readDevice(t, d.show("db").Device, 0, len(data)), data) {
+		if !bytes.Equal(rig.ReadDevice(t, d.Show("db").Device, 0, len(data)), data) {
 			t.Fatal("the volume has other data than before")
 		}
-		if _, err := d.client.Detach(t.Context(), "db"); err != nil {
+		if _, err := d.Client.Detach(t.Context(), "db"); err != nil {
 			t.Fatal(err)
 		}
-		d.signal(syscall.SIGTERM)
+		d.Signal(syscall.SIGTERM)
 	}
 	refused := func(words ...string) {
 		t.Helper()
-		d.start()
-		info, err := d.client.Info(t.Context())
+		d.Run()
+		info, err := d.Client.Info(t.Context())
 		if err != nil || len(info.Failed) == 0 || len(info.Pools) != 0 {
 			t.Fatalf("the pool was opened: %+v, %v", info, err)
 		}
@@ -222,20 +223,20 @@ func TestBadMembers(t *testing.T) {
 				t.Errorf("the reason does not say %q: %s", w, info.Failed[0].Error)
 			}
 		}
-		d.signal(syscall.SIGTERM)
+		d.Signal(syscall.SIGTERM)
 	}
-	d.signal(syscall.SIGTERM)
+	d.Signal(syscall.SIGTERM)
 
-	disks := d.disks
-	d.disks = disks[:1]
+	disks := d.Disks
+	d.Disks = disks[:1]
 	refused("1") // of 2 members
-	d.disks = disks
+	d.Disks = disks
 	whole()
 
-	head := readDevice(t, disks[1], 0, int(MiB))
-	writeDevice(t, disks[1], 0, make([]byte, MiB))
+	head := rig.ReadDevice(t, disks[1], 0, int(MiB))
+	rig.WriteDevice(t, disks[1], 0, make([]byte, MiB))
 	refused()
-	writeDevice(t, disks[1], 0, head)
+	rig.WriteDevice(t, disks[1], 0, head)
 	whole()
 
 	// The label is whole, the pool's metadata on one member is not: the other
@@ -244,25 +245,25 @@ func TestBadMembers(t *testing.T) {
 	for i := 64 << 10; i < len(flipped); i++ {
 		flipped[i] ^= 0xff
 	}
-	writeDevice(t, disks[1], 0, flipped)
-	d.start()
-	info, err := d.client.Info(t.Context())
+	rig.WriteDevice(t, disks[1], 0, flipped)
+	d.Run()
+	info, err := d.Client.Info(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(info.Pools) != 1 {
 		t.Errorf("the pool was not opened from the other member's metadata: %+v", info.Failed)
 	}
-	d.signal(syscall.SIGTERM)
+	d.Signal(syscall.SIGTERM)
 	whole()
-	d.start()
+	d.Run()
 }
 
 // wipe zeroes the ends of a disk, where signatures are.
 func wipe(t *testing.T, disk string) {
 	t.Helper()
 	zero := make([]byte, MiB)
-	writeDevice(t, disk, 0, zero)
+	rig.WriteDevice(t, disk, 0, zero)
 	f, err := os.Open(disk)
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +273,7 @@ func wipe(t *testing.T, disk string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeDevice(t, disk, size-MiB, zero)
+	rig.WriteDevice(t, disk, size-MiB, zero)
 }
 
 // writeCached writes less than a block.

@@ -12,13 +12,14 @@ import (
 	"testing"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/soak/rig"
 )
 
 // scrape asks the daemon for its metrics as Prometheus does.
 func (d *process) scrape() map[string]float64 {
 	d.t.Helper()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", d.socket())
+		return (&net.Dialer{}).DialContext(ctx, "unix", d.Socket())
 	}}
 	defer transport.CloseIdleConnections()
 	resp, err := (&http.Client{Transport: transport}).Get("http://swapbackd/metrics")
@@ -45,12 +46,12 @@ func (d *process) scrape() map[string]float64 {
 
 func TestMetrics(t *testing.T) {
 	d := startDaemon(t)
-	d.pool()
-	a, b := d.volume("a", 16*MiB), d.volume("b", 16*MiB)
-	writeDevice(t, a.Device, 0, randomBytes(1, int(MiB)))
-	res := d.swap("a", "b")
+	d.Pool()
+	a, b := d.Volume("a", 16*MiB), d.Volume("b", 16*MiB)
+	rig.WriteDevice(t, a.Device, 0, rig.RandomBytes(1, int(MiB)))
+	res := d.Swap("a", "b")
 	// Refused: the generation is another one by now.
-	_, err := d.client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b", ExpectA: b.Position.Generation}}})
+	_, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b", ExpectA: b.Position.Generation}}})
 	if err == nil {
 		t.Fatal("a swap with an old generation went through")
 	}
@@ -74,7 +75,7 @@ func TestMetrics(t *testing.T) {
 	if n := got[`swapback_volume_bytes_total{op="write",pool="tank",volume="a"}`]; n < float64(MiB) {
 		t.Errorf("%v bytes written to a", n)
 	}
-	if _, err := d.client.Detach(t.Context(), "a"); err != nil {
+	if _, err := d.Client.Detach(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := d.scrape()[`swapback_volume_in_flight_requests{pool="tank",volume="a"}`]; ok {

@@ -19,22 +19,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/soak/rig"
 )
 
 func TestSwapExchangesContents(t *testing.T) {
 	d := startDaemon(t)
-	d.pool()
-	a := d.volume("a", 16*MiB)
-	b := d.volumeWith(api.CreateVolumeRequest{Name: "b", Size: 16 * MiB, Stripes: 2})
-	dataA, dataB := randomBytes(10, int(a.Size)), randomBytes(11, int(b.Size))
-	writeDevice(t, a.Device, 0, dataA)
-	writeDevice(t, b.Device, 0, dataB)
+	d.Pool()
+	a := d.Volume("a", 16*MiB)
+	b := d.VolumeWith(api.CreateVolumeRequest{Name: "b", Size: 16 * MiB, Stripes: 2})
+	dataA, dataB := rig.RandomBytes(10, int(a.Size)), rig.RandomBytes(11, int(b.Size))
+	rig.WriteDevice(t, a.Device, 0, dataA)
+	rig.WriteDevice(t, b.Device, 0, dataB)
 	// Fill the page cache with what is going to be stale.
 	if got, err := os.ReadFile(a.Device); err != nil || !bytes.Equal(got, dataA) {
 		t.Fatalf("cached read before the swap: %v", err)
 	}
 
-	res := d.swap("a", "b")
+	res := d.Swap("a", "b")
 	if !res.Coherent || res.Warning != "" {
 		t.Errorf("coherent %v, warning %q", res.Coherent, res.Warning)
 	}
@@ -42,43 +43,43 @@ func TestSwapExchangesContents(t *testing.T) {
 		vol  api.Volume
 		want []byte
 	}{{a, dataB}, {b, dataA}} {
-		if !bytes.Equal(readDevice(t, v.vol.Device, 0, len(v.want)), v.want) {
+		if !bytes.Equal(rig.ReadDevice(t, v.vol.Device, 0, len(v.want)), v.want) {
 			t.Errorf("%s does not show the other volume's data", v.vol.Name)
 		}
 		if got, err := os.ReadFile(v.vol.Device); err != nil || !bytes.Equal(got, v.want) {
 			t.Errorf("%s shows stale data through the page cache: %v", v.vol.Name, err)
 		}
 	}
-	if now := d.show("a"); now.Device != a.Device || now.UUID != a.UUID || now.Position.ID != b.Position.ID ||
+	if now := d.Show("a"); now.Device != a.Device || now.UUID != a.UUID || now.Position.ID != b.Position.ID ||
 		now.Position.Stripes != 2 || now.Position.Generation <= b.Position.Generation {
 		t.Errorf("after the swap a is %+v", now)
 	}
 
-	d.swap("a", "b") // is the undo
-	if !bytes.Equal(readDevice(t, a.Device, 0, len(dataA)), dataA) {
+	d.Swap("a", "b") // is the undo
+	if !bytes.Equal(rig.ReadDevice(t, a.Device, 0, len(dataA)), dataA) {
 		t.Error("the second swap did not bring the first data back")
 	}
 }
 
 func TestSwapOfSeveralPairsAndDetachedVolumes(t *testing.T) {
 	d := startDaemon(t)
-	d.pool()
+	d.Pool()
 	data := map[string][]byte{}
 	for i, name := range []string{"a", "b", "c", "d"} {
-		v := d.volume(name, 8*MiB)
-		data[name] = randomBytes(uint64(20+i), int(v.Size))
-		writeDevice(t, v.Device, 0, data[name])
+		v := d.Volume(name, 8*MiB)
+		data[name] = rig.RandomBytes(uint64(20+i), int(v.Size))
+		rig.WriteDevice(t, v.Device, 0, data[name])
 	}
-	if _, err := d.client.Detach(t.Context(), "d"); err != nil {
+	if _, err := d.Client.Detach(t.Context(), "d"); err != nil {
 		t.Fatal(err)
 	}
-	d.swap("a", "b", "c", "d")
-	if _, err := d.client.Attach(t.Context(), "d", api.AttachRequest{}); err != nil {
+	d.Swap("a", "b", "c", "d")
+	if _, err := d.Client.Attach(t.Context(), "d", api.AttachRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"a": "b", "b": "a", "c": "d", "d": "c"} {
-		v := d.show(name)
-		if !bytes.Equal(readDevice(t, v.Device, 0, int(v.Size)), data[want]) {
+		v := d.Show(name)
+		if !bytes.Equal(rig.ReadDevice(t, v.Device, 0, int(v.Size)), data[want]) {
 			t.Errorf("%s does not show what %s had", name, want)
 		}
 	}
@@ -89,18 +90,18 @@ func TestSwapOfSeveralPairsAndDetachedVolumes(t *testing.T) {
 func TestSwapUnderLoad(t *testing.T) {
 	t.Run("hold", func(t *testing.T) {
 		d := startDaemon(t)
-		d.pool()
-		a, _ := d.volume("a", 64*MiB), d.volume("b", 64*MiB)
-		load := d.startFio("a", mixedJob(a.Device))
-		d.waitWrites("a", 200)
+		d.Pool()
+		a, _ := d.Volume("a", 64*MiB), d.Volume("b", 64*MiB)
+		load := d.StartFio("a", rig.MixedJob(a.Device))
+		d.WaitWrites("a", 200)
 		held := uint64(0)
 		for range 5 {
 			res := d.swapUnder(api.BusyHold)
 			held += res.Held
 			t.Logf("pause %.1f ms, %d requests held", res.Pause*1e3, res.Held)
-			d.waitWrites("a", 100)
+			d.WaitWrites("a", 100)
 		}
-		job := load.stop()
+		job := load.Stop()
 		t.Logf("fio's longest latency: read %.1f ms, write %.1f ms", job.Read.Lat.Max/1e6, job.Write.Lat.Max/1e6)
 		if job.TotalErr != 0 {
 			t.Errorf("fio saw %d errors, the first errno %d", job.TotalErr, job.FirstError)
@@ -111,8 +112,8 @@ func TestSwapUnderLoad(t *testing.T) {
 	})
 	t.Run("refuse", func(t *testing.T) {
 		d := startDaemon(t)
-		d.pool()
-		a, _ := d.volume("a", 64*MiB), d.volume("b", 64*MiB)
+		d.Pool()
+		a, _ := d.Volume("a", 64*MiB), d.Volume("b", 64*MiB)
 		load := startReader(t, a.Device)
 		var refused uint64
 		for range 5 {
@@ -130,7 +131,7 @@ func TestSwapUnderLoad(t *testing.T) {
 		if after > before+1 {
 			t.Errorf("EBUSY was seen %d times after the last swap", after-before)
 		}
-		if count := d.show("a").IO.Refused; uint64(after) != count {
+		if count := d.Show("a").IO.Refused; uint64(after) != count {
 			t.Errorf("EBUSY was seen %d times, the daemon counts %d", after, count)
 		}
 		if other := load.other.Load(); other != 0 {
@@ -142,14 +143,14 @@ func TestSwapUnderLoad(t *testing.T) {
 // TestSwapRefusals: each has its reason, and changes nothing.
 func TestSwapRefusals(t *testing.T) {
 	d := startDaemon(t)
-	d.pool()
-	a, b := d.volume("a", 64*MiB), d.volume("b", 64*MiB)
-	d.volume("larger", 128*MiB)
-	tool(t, "mkfs.ext4", "-q", "-F", b.Device)
+	d.Pool()
+	a, b := d.Volume("a", 64*MiB), d.Volume("b", 64*MiB)
+	d.Volume("larger", 128*MiB)
+	rig.Tool(t, "mkfs.ext4", "-q", "-F", b.Device)
 	refused := func(t *testing.T, req api.SwapRequest, code string, words ...string) {
 		t.Helper()
-		before := []api.Position{d.show("a").Position, d.show("b").Position}
-		_, err := d.client.Swap(t.Context(), req)
+		before := []api.Position{d.Show("a").Position, d.Show("b").Position}
+		_, err := d.Client.Swap(t.Context(), req)
 		if err == nil {
 			t.Fatal("the swap was not refused")
 		}
@@ -162,7 +163,7 @@ func TestSwapRefusals(t *testing.T) {
 			}
 		}
 		for i, name := range []string{"a", "b"} {
-			if now := d.show(name); now.Position.ID != before[i].ID || now.Position.Generation != before[i].Generation || now.State != api.StateServing {
+			if now := d.Show(name); now.Position.ID != before[i].ID || now.Position.Generation != before[i].Generation || now.State != api.StateServing {
 				t.Errorf("the refused swap changed %s: %+v", name, now)
 			}
 		}
@@ -188,14 +189,14 @@ func TestSwapRefusals(t *testing.T) {
 		req := pair("a", "b")
 		req.AllowHolders = true
 		for range 2 {
-			if _, err := d.client.Swap(t.Context(), req); err != nil {
+			if _, err := d.Client.Swap(t.Context(), req); err != nil {
 				t.Errorf("with allow_holders: %v", err)
 			}
 		}
 	})
 	t.Run("mounted in this namespace", func(t *testing.T) {
-		dir := mount(t, b.Device, "ext4")
-		defer unmount(t, dir)
+		dir := rig.Mount(t, b.Device, "ext4")
+		defer rig.Unmount(t, dir)
 		refused(t, pair("a", "b"), api.CodeInUse, dir, b.Device)
 	})
 	t.Run("mounted in another namespace", func(t *testing.T) {
@@ -217,7 +218,7 @@ func TestSwapRefusals(t *testing.T) {
 		refused(t, pair("a", "b"), api.CodeInUse, b.Device, "/mnt")
 	})
 	t.Run("snapshot open", func(t *testing.T) {
-		_, end, err := d.client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a"}})
+		_, end, err := d.Client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -228,28 +229,28 @@ func TestSwapRefusals(t *testing.T) {
 		d.waitNoSnapshot("a")
 	})
 	t.Run("quarantined", func(t *testing.T) {
-		if _, err := d.client.Quarantine(t.Context(), "b", api.QuarantineRequest{Quarantine: api.Quarantine{Reason: "test", Time: time.Now()}}); err != nil {
+		if _, err := d.Client.Quarantine(t.Context(), "b", api.QuarantineRequest{Quarantine: api.Quarantine{Reason: "test", Time: time.Now()}}); err != nil {
 			t.Fatal(err)
 		}
 		refused(t, pair("a", "b"), api.CodeQuarantined, "release")
 		expectNoWrites(t, b.Device)
-		if err := d.client.DeleteVolume(t.Context(), "b", false); api.CodeOf(err) != api.CodeQuarantined {
+		if err := d.Client.DeleteVolume(t.Context(), "b", false); api.CodeOf(err) != api.CodeQuarantined {
 			t.Errorf("delete of a quarantined volume: %v", err)
 		}
-		if _, err := d.client.ReleaseQuarantine(t.Context(), "b"); err != nil {
+		if _, err := d.Client.ReleaseQuarantine(t.Context(), "b"); err != nil {
 			t.Fatal(err)
 		}
-		writeDevice(t, b.Device, 0, make([]byte, 4096))
+		rig.WriteDevice(t, b.Device, 0, make([]byte, 4096))
 	})
 }
 
 // expectNoWrites tries to change a device in the ways there are.
 func expectNoWrites(t *testing.T, device string) {
 	t.Helper()
-	before := readDevice(t, device, 0, 4096)
-	f := openDirect(t, device, os.O_WRONLY)
+	before := rig.ReadDevice(t, device, 0, 4096)
+	f := rig.OpenDirect(t, device, os.O_WRONLY)
 	defer f.Close()
-	if _, err := f.WriteAt(aligned(t, 4096), 0); err == nil {
+	if _, err := f.WriteAt(rig.Aligned(t, 4096), 0); err == nil {
 		t.Errorf("%s took a write", device)
 	}
 	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096); err == nil {
@@ -259,7 +260,7 @@ func expectNoWrites(t *testing.T, device string) {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span))); errno == 0 {
 		t.Errorf("%s was discarded", device)
 	}
-	if !bytes.Equal(readDevice(t, device, 0, 4096), before) {
+	if !bytes.Equal(rig.ReadDevice(t, device, 0, 4096), before) {
 		t.Errorf("%s has changed", device)
 	}
 }
@@ -268,11 +269,11 @@ func expectNoWrites(t *testing.T, device string) {
 // either world the two contents are whole.
 func TestKilledInTheMiddleOfSwaps(t *testing.T) {
 	d := startDaemon(t)
-	d.pool()
-	a, b := d.volume("a", 8*MiB), d.volume("b", 8*MiB)
-	contents := [][]byte{randomBytes(30, int(a.Size)), randomBytes(31, int(b.Size))}
-	writeDevice(t, a.Device, 0, contents[0])
-	writeDevice(t, b.Device, 0, contents[1])
+	d.Pool()
+	a, b := d.Volume("a", 8*MiB), d.Volume("b", 8*MiB)
+	contents := [][]byte{rig.RandomBytes(30, int(a.Size)), rig.RandomBytes(31, int(b.Size))}
+	rig.WriteDevice(t, a.Device, 0, contents[0])
+	rig.WriteDevice(t, b.Device, 0, contents[1])
 	for range 5 {
 		ctx, cancel := context.WithCancel(t.Context())
 		started := make(chan struct{}, 1000)
@@ -284,46 +285,32 @@ func TestKilledInTheMiddleOfSwaps(t *testing.T) {
 				case started <- struct{}{}:
 				default:
 				}
-				_, _ = d.client.Swap(ctx, api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}})
+				_, _ = d.Client.Swap(ctx, api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}})
 			}
 		}()
 		for range 3 {
 			<-started
 		}
-		d.signal(syscall.SIGKILL)
+		d.Signal(syscall.SIGKILL)
 		cancel()
 		<-done
-		d.start()
-		gotA, gotB := readDevice(t, a.Device, 0, int(a.Size)), readDevice(t, b.Device, 0, int(b.Size))
+		d.Run()
+		gotA, gotB := rig.ReadDevice(t, a.Device, 0, int(a.Size)), rig.ReadDevice(t, b.Device, 0, int(b.Size))
 		straight := bytes.Equal(gotA, contents[0]) && bytes.Equal(gotB, contents[1])
 		crossed := bytes.Equal(gotA, contents[1]) && bytes.Equal(gotB, contents[0])
 		if !straight && !crossed {
 			t.Fatal("after a kill the volumes show neither the old nor the new world")
 		}
-		if r, err := d.client.CheckPool(t.Context(), "tank"); err != nil || !r.OK {
+		if r, err := d.Client.CheckPool(t.Context(), "tank"); err != nil || !r.OK {
 			t.Fatalf("pool check after a kill: %v %q", err, r.Problems)
 		}
 	}
 }
 
-func (d *process) swap(volumes ...string) api.SwapResult {
-	d.t.Helper()
-	var req api.SwapRequest
-	for i := 0; i < len(volumes); i += 2 {
-		a, b := d.show(volumes[i]), d.show(volumes[i+1])
-		req.Pairs = append(req.Pairs, api.SwapPair{A: a.Name, B: b.Name, ExpectA: a.Position.Generation, ExpectB: b.Position.Generation})
-	}
-	res, err := d.client.Swap(d.t.Context(), req)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return res
-}
-
 // swapUnder swaps a and b although a load has a open.
 func (d *process) swapUnder(busy string) api.SwapResult {
 	d.t.Helper()
-	res, err := d.client.Swap(d.t.Context(), api.SwapRequest{
+	res, err := d.Client.Swap(d.t.Context(), api.SwapRequest{
 		Pairs: []api.SwapPair{{A: "a", B: "b"}}, Busy: busy, AllowHolders: true,
 	})
 	if err != nil {
@@ -334,7 +321,7 @@ func (d *process) swapUnder(busy string) api.SwapResult {
 
 func (d *process) waitNoSnapshot(name string) {
 	d.t.Helper()
-	waitUntil(d.t, "the snapshot of volume "+name+" to go with its connection", func() bool { return !d.show(name).Snapshot })
+	rig.WaitUntil(d.t, "the snapshot of volume "+name+" to go with its connection", func() bool { return !d.Show(name).Snapshot })
 }
 
 // reader reads one block after the other past the cache and counts the answers.
@@ -348,8 +335,8 @@ type reader struct {
 func startReader(t *testing.T, device string) *reader {
 	t.Helper()
 	r := &reader{t: t, quit: make(chan struct{}), done: make(chan struct{})}
-	f := openDirect(t, device, os.O_RDONLY)
-	buf := aligned(t, 4096)
+	f := rig.OpenDirect(t, device, os.O_RDONLY)
+	buf := rig.Aligned(t, 4096)
 	go func() {
 		defer close(r.done)
 		defer f.Close()
@@ -376,7 +363,7 @@ func startReader(t *testing.T, device string) *reader {
 func (r *reader) waitReads(n int64) {
 	r.t.Helper()
 	want := r.reads.Load() + n
-	waitUntil(r.t, "the reader to get on", func() bool { return r.reads.Load() >= want })
+	rig.WaitUntil(r.t, "the reader to get on", func() bool { return r.reads.Load() >= want })
 }
 
 func (r *reader) stop() {

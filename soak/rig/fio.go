@@ -1,6 +1,4 @@
-//go:build vm
-
-package main
+package rig
 
 import (
 	"bytes"
@@ -19,17 +17,17 @@ const startupHung = "job startup hung"
 
 const fioTries = 4
 
-// fio is a fio process in the background.
-type fio struct {
+// Fio is a fio process in the background.
+type Fio struct {
 	t    *testing.T
 	cmd  *exec.Cmd
-	out  lockedBuffer // both channels
+	out  Buffer // both channels
 	done chan error
 }
 
-func newFio(t *testing.T, args []string) *fio {
+func newFio(t *testing.T, args []string) *Fio {
 	t.Helper()
-	f := &fio{t: t, cmd: exec.Command("fio", args...), done: make(chan error, 1)}
+	f := &Fio{t: t, cmd: exec.Command("fio", args...), done: make(chan error, 1)}
 	f.cmd.Dir = t.TempDir() // for its state files
 	f.cmd.Stdout, f.cmd.Stderr = &f.out, &f.out
 	f.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -44,14 +42,14 @@ func newFio(t *testing.T, args []string) *fio {
 	return f
 }
 
-// startFio returns when fio has made its first request to the volume.
-func (d *process) startFio(volume string, args []string) *fio {
+// StartFio returns when fio has made its first request to the volume.
+func (d *Daemon) StartFio(volume string, args []string) *Fio {
 	d.t.Helper()
 	for try := 1; ; try++ {
 		before := d.requests(volume)
 		f := newFio(d.t, args)
 		ended := false
-		waitUntil(d.t, "fio to make its first request", func() bool {
+		WaitUntil(d.t, "fio to make its first request", func() bool {
 			select {
 			case <-f.done:
 				ended = true
@@ -69,22 +67,22 @@ func (d *process) startFio(volume string, args []string) *fio {
 	}
 }
 
-func (d *process) requests(volume string) uint64 {
+func (d *Daemon) requests(volume string) uint64 {
 	d.t.Helper()
-	io := d.show(volume).IO
+	io := d.Show(volume).IO
 	return io.Reads + io.Writes
 }
 
-// wait fails the test when fio saw an error or a wrong byte.
-func (f *fio) wait() {
+// Wait fails the test when fio saw an error or a wrong byte.
+func (f *Fio) Wait() {
 	f.t.Helper()
 	if err := <-f.done; err != nil {
 		f.t.Errorf("fio: %v\n%s", err, f.out.String())
 	}
 }
 
-// runFio runs fio to its end.
-func runFio(t *testing.T, args []string) {
+// RunFio runs fio to its end.
+func RunFio(t *testing.T, args []string) {
 	t.Helper()
 	for try := 1; ; try++ {
 		f := newFio(t, args)
@@ -100,9 +98,9 @@ func runFio(t *testing.T, args []string) {
 	}
 }
 
-// verifyJob is a random write of mixed block sizes by four jobs, each in its
+// VerifyJob is a random write of mixed block sizes by four jobs, each in its
 // own part of the device, verified by checksum.
-func verifyJob(device, size string, more ...string) []string {
+func VerifyJob(device, size string, more ...string) []string {
 	return append([]string{
 		"--name=verify", "--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=16",
 		"--rw=randwrite", "--bsrange=4k-128k", "--bs_unaligned=0", "--blockalign=4k",
@@ -111,29 +109,31 @@ func verifyJob(device, size string, more ...string) []string {
 	}, more...)
 }
 
-// mixedJob reads and writes until it is stopped, and goes on after errors.
-func mixedJob(device string) []string {
+// MixedJob reads and writes until it is stopped, and goes on after errors.
+func MixedJob(device string) []string {
 	return []string{
 		"--name=load", "--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=16",
 		"--rw=randrw", "--bs=4k", "--time_based", "--runtime=600", "--output-format=json", "--continue_on_error=all",
 	}
 }
 
-type fioJob struct {
+// FioJob is a job in the report of fio.
+type FioJob struct {
 	TotalErr   int     `json:"total_err"`
 	FirstError int     `json:"first_error"`
-	Read       fioSide `json:"read"`
-	Write      fioSide `json:"write"`
+	Read       FioSide `json:"read"`
+	Write      FioSide `json:"write"`
 }
 
-type fioSide struct {
+// FioSide is one direction of a [FioJob].
+type FioSide struct {
 	Lat struct {
 		Max float64 `json:"max"`
 	} `json:"lat_ns"`
 }
 
-// stop ends fio as Ctrl-C does: it reports what it measured.
-func (f *fio) stop() fioJob {
+// Stop ends fio as Ctrl-C does: it reports what it measured.
+func (f *Fio) Stop() FioJob {
 	f.t.Helper()
 	if err := f.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		f.t.Fatal(err)
@@ -144,7 +144,7 @@ func (f *fio) stop() fioJob {
 	if i := bytes.IndexByte(text, '{'); i > 0 {
 		text = text[i:]
 	}
-	var report struct{ Jobs []fioJob }
+	var report struct{ Jobs []FioJob }
 	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&report); err != nil || len(report.Jobs) != 1 {
 		f.t.Fatalf("fio's report: %v\n%s", err, f.out.String())
 	}
