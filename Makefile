@@ -71,6 +71,13 @@ test-unit: ## unit tests: no root, no kernel features (with -race where there is
 test-vm: build harness ## integration tests on KERNEL (PKG=./ublk RUN=regexp V=1 narrow it down)
 	@CPUS=$${CPUS:-4} $(HARNESS)/testrun
 
+.PHONY: fuzz
+# What it finds stays in testdata/fuzz beside the target; see ci/fuzz.
+fuzz: ## every fuzz target for FUZZTIME (PKG=./backup/... RUN=regexp narrow it down)
+	@mkdir -p $(HARNESS)
+	@$(GOBUILD) -o $(HARNESS)/ ./ci/fuzz
+	@$(HARNESS)/fuzz -time $(or $(FUZZTIME),10s) -run '$(RUN)' $(PKG)
+
 .PHONY: vm-selftest
 vm-selftest: harness ## the test machine's own promises, on both kernels
 	@ci/selftest.sh 7.3
