@@ -38,9 +38,12 @@ ifeq ($(NOBUILD),)
 endif
 
 .PHONY: harness
-harness: # the programs behind the test machine
+# Crash tests run programs that can be told where to die; these are never installed.
+harness: # the programs behind the test machine, and those of the crash tests
 	@mkdir -p $(HARNESS)
 	@$(GOBUILD) -o $(HARNESS)/ ./ci/vm ./ci/guest ./ci/testrun
+	@mkdir -p build/failpoint
+	@$(GOBUILD) -tags failpoint -o build/failpoint/ ./cmd/...
 
 .PHONY: install
 install: build ## programs, units and udev rules into the system (DESTDIR, PREFIX)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
+	"github.com/swapback/swapback/failpoint"
 )
 
 const (
@@ -69,6 +70,7 @@ func (p *Pool) reconcile(ctx context.Context) error {
 			}
 		}
 	}
+	failpoint.Hit("reconcile: snapshots cut off")
 	var resume, create []wanted
 	for _, w := range want {
 		if !have[w.ref.UUID] {
@@ -86,20 +88,24 @@ func (p *Pool) reconcile(ctx context.Context) error {
 			resume = append(resume, w)
 		}
 	}
+	failpoint.Hit("reconcile: tables loaded")
 	for _, w := range resume {
 		if err := p.kernel.Resume(ctx, w.ref); err != nil {
 			return fmt.Errorf("device of volume %s: %w", w.volume.Name, err)
 		}
 		p.log.Info("device brought to the committed map", "volume", w.volume.Name)
 	}
+	failpoint.Hit("reconcile: devices resumed")
 	for _, w := range create {
 		if _, err := p.createDevice(ctx, w.volume, "", w.table); err != nil {
 			return fmt.Errorf("device of volume %s: %w", w.volume.Name, err)
 		}
 	}
+	failpoint.Hit("reconcile: missing devices made")
 	if err := p.removeStrays(ctx, strays); err != nil {
 		return err
 	}
+	failpoint.Hit("reconcile: strays removed")
 	if err := p.learnDevices(want, resume); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/swapback/swapback/dmswap/dm"
 	"github.com/swapback/swapback/dmswap/probe"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // CreateOptions describe a new pool.
@@ -215,9 +216,11 @@ func format(ctx context.Context, opt CreateOptions, disks []*blockDevice) error 
 		}
 		meta.Members[i].Path = d.path
 	}
+	failpoint.Hit("pool create: wiped")
 	if err := s.commit(meta); err != nil {
 		return err
 	}
+	failpoint.Hit("pool create: metadata written")
 	return s.writeLabels()
 }
 
@@ -265,6 +268,7 @@ func (s *store) writeLabels() error {
 		if err != nil {
 			return fmt.Errorf("writing the label of %s: %w", m.path, err)
 		}
+		failpoint.Hit("pool create: label written")
 	}
 	return nil
 }

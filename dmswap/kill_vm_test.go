@@ -1,4 +1,4 @@
-//go:build vm
+//go:build vm && failpoint
 
 package dmswap
 
@@ -18,13 +18,12 @@ import (
 // operation and kills itself at a point of it.
 const (
 	childOp    = "SWAPBACK_TEST_OP"
-	childPoint = "SWAPBACK_TEST_POINT"
 	childDisks = "SWAPBACK_TEST_CHILD_DISKS"
 )
 
 func TestMain(m *testing.M) {
 	if op := os.Getenv(childOp); op != "" {
-		child(op, os.Getenv(childPoint), strings.Fields(os.Getenv(childDisks)))
+		child(op, strings.Fields(os.Getenv(childDisks)))
 	}
 	os.Exit(m.Run())
 }
@@ -42,7 +41,6 @@ var childOps = map[string]func(p *Pool) error{
 		if err != nil {
 			return err
 		}
-		p.at("snapshot: open")
 		for _, s := range list {
 			if err := s.Close(ctx); err != nil {
 				return err
@@ -52,19 +50,12 @@ var childOps = map[string]func(p *Pool) error{
 	},
 }
 
-func child(op, point string, disks []string) {
+func child(op string, disks []string) {
 	p, err := Open(ctx, OpenOptions{Disks: disks})
 	if err != nil {
 		fmt.Println("open:", err)
 		os.Exit(3)
 	}
-	die := func(at string) {
-		if at == point {
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
-		}
-	}
-	p.hook, p.store.step = die, die
 	if err := childOps[op](p); err != nil {
 		fmt.Println(op+":", err)
 		os.Exit(4)
@@ -83,23 +74,24 @@ func TestVMKill(t *testing.T) {
 		done      bool // the new world is expected
 	}{
 		{"swap", "swap: preloaded", false},
-		{"swap", "body", false},
+		{"swap", "commit: staged", false},
 		{"swap", "swap: staged", false},
 		{"swap", "swap: suspended", false},
-		{"swap", "header", true},
+		{"swap", "commit: published", true},
 		{"swap", "swap: committed", true},
-		{"create", "create: device", false},
-		{"create", "header", true},
+		{"create", "create: device made", false},
+		{"create", "commit: published", true},
 		{"grow", "grow: loaded", false},
-		{"grow", "body", false},
+		{"grow", "commit: staged", false},
 		{"grow", "grow: committed", true},
-		{"delete", "delete: device", false},
-		{"delete", "header", true},
+		{"delete", "delete: device removed", false},
+		{"delete", "commit: published", true},
 		{"snapshot", "snapshot: reserved", false},
 		{"snapshot", "snapshot: built", false},
 		{"snapshot", "snapshot: suspended", false},
-		{"snapshot", "snapshot: resumed", false},
-		{"snapshot", "snapshot: open", false},
+		{"snapshot", "snapshot: volumes resumed", false},
+		{"snapshot", "snapshot close: cut off", false},
+		{"snapshot", "snapshot close: devices removed", false},
 	} {
 		t.Run(tt.op+" at "+tt.point, func(t *testing.T) {
 			p := newVMPool(t, 1<<20)
@@ -161,7 +153,7 @@ func checkFresh(t *testing.T, p *vmPool) {
 func killChild(t *testing.T, op, point string, disks []string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childOp+"="+op, childPoint+"="+point, childDisks+"="+strings.Join(disks, " "))
+	cmd.Env = append(os.Environ(), childOp+"="+op, "SWAPBACK_FAILPOINT="+point, childDisks+"="+strings.Join(disks, " "))
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {

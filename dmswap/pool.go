@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // kernel is what a pool needs of the device-mapper: [dm.Control], or in unit
@@ -52,9 +53,6 @@ type Pool struct {
 	patience time.Duration
 	// dropCache drops the page cache of a device of the kernel.
 	dropCache func(path string) error
-	// hook, if not nil, is called at the named points of an operation. Tests
-	// kill the process there.
-	hook func(point string)
 
 	mu      sync.Mutex
 	store   *store
@@ -65,13 +63,6 @@ type Pool struct {
 	naming  map[string]bool      // names of volumes that are being created
 	snaps   map[UUID]*Snapshot   // by volume
 	state   error                // why the pool can't be used any more, or nil
-}
-
-// at marks a point of an operation.
-func (p *Pool) at(point string) {
-	if p.hook != nil {
-		p.hook(point)
-	}
 }
 
 // Info describes the pool.
@@ -360,6 +351,7 @@ func (p *Pool) Deactivate(ctx context.Context) error {
 		if err := p.removeDevice(ctx, p.ref(v.UUID, "")); err != nil {
 			return errors.Join(p.inUse(v.Name, err), p.reconcile(context.WithoutCancel(ctx)))
 		}
+		failpoint.Hit("deactivate: device removed")
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -375,6 +367,7 @@ func (p *Pool) Destroy(ctx context.Context) error {
 	if err := p.Deactivate(ctx); err != nil && !errors.Is(err, ErrClosed) {
 		return err
 	}
+	failpoint.Hit("pool delete: deactivated")
 	p.mu.Lock()
 	if p.disks == nil {
 		p.mu.Unlock()
@@ -390,6 +383,7 @@ func (p *Pool) Destroy(ctx context.Context) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("wiping the label of %s: %w", m.path, err))
 		}
+		failpoint.Hit("pool delete: label wiped")
 	}
 	if len(errs) == 0 {
 		for i, m := range p.store.members {
@@ -399,6 +393,7 @@ func (p *Pool) Destroy(ctx context.Context) error {
 		}
 	}
 	p.mu.Unlock()
+	failpoint.Hit("pool delete: metadata wiped")
 	return errors.Join(append(errs, p.Close())...)
 }
 

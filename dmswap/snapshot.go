@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // snapshotChunk is the unit in which old data is copied, in bytes: large enough
@@ -75,7 +76,7 @@ func (p *Pool) OpenSnapshots(ctx context.Context, refs []string, opt SnapshotOpt
 	if err := group.reserve(opt); err != nil {
 		return nil, err
 	}
-	p.at("snapshot: reserved")
+	failpoint.Hit("snapshot: reserved")
 	list, err := group.open(ctx)
 	if err != nil {
 		err = errors.Join(err, group.tearDown(context.WithoutCancel(ctx)))
@@ -136,22 +137,23 @@ func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
 		}
 		list[i] = &Snapshot{pool: p, volume: v, device: device, cowSize: g.cow[i]}
 	}
-	p.at("snapshot: built")
+	failpoint.Hit("snapshot: built")
 	volumes, snaps := g.refs(""), g.refs(suffixSnap)
 	err := parallel(volumes, func(ref dm.Ref) error { return p.kernel.Suspend(ctx, ref, dm.SuspendOptions{}) })
 	if err != nil {
 		return nil, err
 	}
-	p.at("snapshot: suspended")
+	failpoint.Hit("snapshot: suspended")
 	taken := time.Now().UTC()
 	// A snapshot copies from its resume on. The volumes wait until all do.
 	if err := parallel(snaps, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("snapshot: taken")
 	if err := parallel(volumes, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
 		return nil, err
 	}
-	p.at("snapshot: resumed")
+	failpoint.Hit("snapshot: volumes resumed")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range list {
@@ -225,6 +227,7 @@ func (g *snapshotGroup) tearDown(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return &Error{Kind: ErrDamaged, Message: "a snapshot could not be taken down", Err: err, Remedy: "restart the daemon: opening the pool mends it"}
 	}
+	failpoint.Hit("snapshot close: devices removed")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	mine := func(s *snapshotRecord) bool {
@@ -258,9 +261,11 @@ func (g *snapshotGroup) tearDownOne(ctx context.Context, v volumeRecord) error {
 			return err
 		}
 	}
+	failpoint.Hit("snapshot close: cut off")
 	if err := g.straighten(ctx, v); err != nil {
 		return err
 	}
+	failpoint.Hit("snapshot close: volume straightened")
 	for _, suffix := range []string{suffixSnap, suffixCOW, suffixReal} {
 		if err := p.discardDevice(ctx, p.ref(v.UUID, suffix)); err != nil {
 			return err
@@ -276,6 +281,7 @@ func (g *snapshotGroup) straighten(ctx context.Context, v volumeRecord) error {
 	w := wanted{v, p.ref(v.UUID, ""), p.place.volumeTable(&v, p.meta.position(v.Position))}
 	p.mu.Unlock()
 	again, _, err := p.prepareDevice(ctx, w)
+	failpoint.Hit("snapshot close: volume suspended")
 	if err == nil && again {
 		err = p.kernel.Resume(ctx, w.ref)
 	}

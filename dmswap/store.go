@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"github.com/swapback/swapback/failpoint"
 )
 
 // store keeps the metadata of one pool on its members. It is not safe for
@@ -21,9 +23,6 @@ type store struct {
 	staged *staged
 	// broken is set when it is unknown which generation the members hold.
 	broken error
-	// step, if not nil, is called between the steps of a commit (tests kill the
-	// process there).
-	step func(string)
 }
 
 // member is a disk of a pool.
@@ -201,7 +200,7 @@ func (s *store) stage(meta *metadata) (*staged, error) {
 		return nil, fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", st.slots, errs))
 	}
 	s.staged = st
-	s.at("body")
+	failpoint.Hit("commit: staged")
 	return st, nil
 }
 
@@ -229,7 +228,7 @@ func (s *store) publish(st *staged) error {
 			s.log.Error("member is behind: its metadata could not be written", "disk", m.path, "generation", st.meta.Generation, "err", errs[i])
 		}
 	}
-	s.at("header")
+	failpoint.Hit("commit: published")
 	return nil
 }
 
@@ -296,12 +295,6 @@ func (s *store) describe(what string, slots []int, errs []error) error {
 		}
 	}
 	return errors.Join(out...)
-}
-
-func (s *store) at(step string) {
-	if s.step != nil {
-		s.step(step)
-	}
 }
 
 func join(errs []error) error { return errors.Join(errs...) }

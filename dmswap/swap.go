@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // Swap is a swap that was checked and whose tables are preloaded. It ends with
@@ -66,13 +67,13 @@ func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error)
 		release()
 		return nil, err
 	}
-	p.at("swap: preloaded")
+	failpoint.Hit("swap: preloaded")
 	if err := s.stage(); err != nil {
 		err = fmt.Errorf("swap of %s: %w", s.names, err)
 		return nil, errors.Join(err, s.Abort(ctx))
 	}
 	s.timing.Preload = time.Since(start)
-	p.at("swap: staged")
+	failpoint.Hit("swap: staged")
 	return s, nil
 }
 
@@ -152,7 +153,7 @@ func (s *Swap) Execute(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("swap of %s, nothing has changed: %w", s.names, err), s.undo(ctx))
 	}
-	p.at("swap: suspended")
+	failpoint.Hit("swap: suspended")
 
 	start = time.Now()
 	err = s.commit(ctx)
@@ -160,7 +161,7 @@ func (s *Swap) Execute(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("swap of %s: %w", s.names, err), s.undo(ctx))
 	}
-	p.at("swap: committed")
+	failpoint.Hit("swap: committed")
 
 	// From here on there is only forward, whatever becomes of ctx.
 	ctx = context.WithoutCancel(ctx)
@@ -170,6 +171,7 @@ func (s *Swap) Execute(ctx context.Context) error {
 	if err != nil {
 		return committed(fmt.Sprintf("the positions of %s are exchanged, but not all devices are resumed", s.names), err)
 	}
+	failpoint.Hit("swap: resumed")
 	return nil
 }
 

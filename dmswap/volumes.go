@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
+	"github.com/swapback/swapback/failpoint"
 )
 
 const (
@@ -64,15 +65,17 @@ func (p *Pool) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, e
 		return VolumeInfo{}, err
 	}
 	defer done()
+	failpoint.Hit("create: extents reserved")
 	if err := p.wipe(ctx, &pos, v.Size, spec.Zero); err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume %s not created: %w", v.Name, err)
 	}
+	failpoint.Hit("create: wiped")
 	ref := p.ref(v.UUID, "")
 	info, err := p.createDevice(ctx, v, "", p.place.volumeTable(&v, &pos))
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume %s not created: %w", v.Name, err)
 	}
-	p.at("create: device")
+	failpoint.Hit("create: device made")
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -186,10 +189,11 @@ func (p *Pool) GrowVolume(ctx context.Context, ref string, size int64) (VolumeIn
 	}
 	v.Size = size
 	dev := p.ref(v.UUID, "")
+	failpoint.Hit("grow: wiped")
 	if err := p.kernel.Load(dev, p.place.volumeTable(&v, pos), false); err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume %s not grown: %w", v.Name, err)
 	}
-	p.at("grow: loaded")
+	failpoint.Hit("grow: loaded")
 	p.mu.Lock()
 	delete(p.pending, pos.ID)
 	err = p.commit(func(m *metadata) error {
@@ -203,10 +207,11 @@ func (p *Pool) GrowVolume(ctx context.Context, ref string, size int64) (VolumeIn
 	if err != nil {
 		return VolumeInfo{}, errors.Join(fmt.Errorf("volume %s not grown: %w", v.Name, err), p.kernel.Clear(dev))
 	}
-	p.at("grow: committed")
+	failpoint.Hit("grow: committed")
 	if err := p.resumeAll(context.WithoutCancel(ctx), []dm.Ref{dev}); err != nil {
 		return info, committed(fmt.Sprintf("volume %s is grown, but its device does not show it yet", v.Name), err)
 	}
+	failpoint.Hit("grow: resumed")
 	return info, nil
 }
 
@@ -272,7 +277,7 @@ func (p *Pool) DeleteVolume(ctx context.Context, ref string) error {
 	if err := p.removeDevice(ctx, p.ref(v.UUID, "")); err != nil {
 		return fmt.Errorf("volume %s not deleted: %w", v.Name, p.inUse(v.Name, err))
 	}
-	p.at("delete: device")
+	failpoint.Hit("delete: device removed")
 	p.mu.Lock()
 	err = p.commit(func(m *metadata) error {
 		m.Volumes = drop(m.Volumes, func(x *volumeRecord) bool { return x.UUID == v.UUID })

@@ -17,6 +17,10 @@ import (
 	"syscall"
 )
 
+// vmTags are the build tags of integration tests. With failpoint, what a test
+// runs in its own process can be made to die at a named step.
+const vmTags = "vm,failpoint"
+
 // manifest tells the inside what to run.
 type manifest struct {
 	Packages []compiled
@@ -59,7 +63,7 @@ func runOutside(ctx context.Context, o *options) error {
 	for _, p := range pkgs {
 		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, p.Module.Path), "/")
 		bin := filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".test")
-		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "vm", "-o", bin, p.ImportPath)
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", vmTags, "-o", bin, p.ImportPath)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
@@ -160,7 +164,7 @@ func vmPackages(ctx context.Context, pattern string) ([]goPackage, error) {
 	if err != nil {
 		return nil, err
 	}
-	with, err := goList(ctx, pattern, "-tags", "vm")
+	with, err := goList(ctx, pattern, "-tags", vmTags)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,103 @@
+//go:build failpoint
+
+package failpoint
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Enabled says whether this build has points.
+const Enabled = true
+
+const (
+	orderVariable = "SWAPBACK_FAILPOINT"
+	traceVariable = "SWAPBACK_FAILPOINT_TRACE"
+)
+
+var (
+	mu    sync.Mutex
+	count = map[string]int{} // how often each point was reached under the present order
+	last  string             // that order
+)
+
+// Hit marks a step; see the package's documentation. It is safe for concurrent
+// use.
+func Hit(name string) {
+	mu.Lock()
+	defer mu.Unlock()
+	trace(name)
+	text, file := os.Getenv(orderVariable), ""
+	if path, ok := strings.CutPrefix(text, "@"); ok {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return // no order at present
+		}
+		text, file = strings.TrimSpace(string(b)), path
+	}
+	if text != last {
+		clear(count)
+		last = text
+	}
+	o := parse(text)
+	if o.name != name {
+		return
+	}
+	if count[name]++; count[name] != o.nth {
+		return
+	}
+	if file != "" {
+		_ = os.Remove(file)
+	}
+	_ = syscall.Kill(os.Getpid(), o.signal)
+	if o.signal == syscall.SIGKILL {
+		select {} // the signal may take a moment to arrive
+	}
+}
+
+// order is what to do where.
+type order struct {
+	name   string
+	nth    int
+	signal syscall.Signal
+}
+
+func parse(text string) order {
+	o := order{name: text, nth: 1, signal: syscall.SIGKILL}
+	if name, action, ok := strings.Cut(o.name, "="); ok {
+		o.name = name
+		switch action {
+		case "kill":
+		case "stop":
+			o.signal = syscall.SIGSTOP
+		default:
+			// A test that means something else must not pass.
+			panic(fmt.Sprintf("%s: action %q is not known", orderVariable, action))
+		}
+	}
+	if i := strings.LastIndexByte(o.name, ':'); i >= 0 {
+		if n, err := strconv.Atoi(o.name[i+1:]); err == nil {
+			o.name, o.nth = o.name[:i], n
+		}
+	}
+	return o
+}
+
+func trace(name string) {
+	path := os.Getenv(traceVariable)
+	if path == "" {
+		return
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		panic(fmt.Sprintf("%s: %v", traceVariable, err))
+	}
+	defer f.Close()
+	if _, err := fmt.Fprintln(f, name); err != nil {
+		panic(fmt.Sprintf("%s: %v", traceVariable, err))
+	}
+}
