@@ -5,9 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -17,48 +15,23 @@ import (
 	"github.com/swapback/swapback/soak/rig"
 )
 
-// cli runs the command line against the daemon and returns what it printed on
-// both channels. It fails the test unless the exit code and the words are there.
-func (d *process) cli(wantExit int, words []string, args ...string) string {
-	d.t.Helper()
-	cmd := exec.Command("swapback", args...)
-	cmd.Env = append(os.Environ(), api.SocketEnv+"="+d.Socket(), "SWAPBACK_REPO="+filepath.Join(d.Dir, "repo"))
-	out, err := cmd.CombinedOutput()
-	exit := 0
-	var ee *exec.ExitError
-	if errors.As(err, &ee) {
-		exit = ee.ExitCode()
-	} else if err != nil {
-		d.t.Fatal(err)
-	}
-	if exit != wantExit {
-		d.t.Errorf("swapback %s: exit code %d, want %d\n%s", strings.Join(args, " "), exit, wantExit, out)
-	}
-	for _, w := range words {
-		if !strings.Contains(string(out), w) {
-			d.t.Errorf("swapback %s: no %q in\n%s", strings.Join(args, " "), w, out)
-		}
-	}
-	return string(out)
-}
-
 func words(list ...string) []string { return list }
 
 // TestCommandLine walks through a life with backups, a bad day and a recovery,
 // as a person at a shell does.
 func TestCommandLine(t *testing.T) {
 	d := startDaemon(t)
-	d.cli(0, words("tank"), append([]string{"pool", "create", "tank"}, d.Disks...)...)
-	d.cli(0, words("/dev/ublkb"), "volume", "create", "db", "--size", "64M")
-	d.cli(0, nil, "volume", "create", "db-spare", "--size", "64M", "--detached")
+	d.CLI(0, words("tank"), append([]string{"pool", "create", "tank"}, d.Disks...)...)
+	d.CLI(0, words("/dev/ublkb"), "volume", "create", "db", "--size", "64M")
+	d.CLI(0, nil, "volume", "create", "db-spare", "--size", "64M", "--detached")
 	db := d.Show("db")
 	rig.Tool(t, "mkfs.ext4", "-q", "-F", db.Device)
 	dir := rig.Mount(t, db.Device, "ext4")
 	rig.WriteFile(t, filepath.Join(dir, "precious"), []byte("value"))
 
-	d.cli(3, words("swapback repo init"), "backup", "create", "db") // no repository yet
-	d.cli(0, nil, "repo", "init")
-	out := d.cli(0, nil, "backup", "create", "db", "--comment", "before", "--json")
+	d.CLI(3, words("swapback repo init"), "backup", "create", "db") // no repository yet
+	d.CLI(0, nil, "repo", "init")
+	out := d.CLI(0, nil, "backup", "create", "db", "--comment", "before", "--json")
 	var last struct {
 		Type string `json:"type"`
 		ID   string `json:"id"`
@@ -67,55 +40,55 @@ func TestCommandLine(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || last.Type != "result" || last.ID == "" {
 		t.Fatalf("the stream does not end with a result that has an id: %v\n%s", err, out)
 	}
-	d.cli(0, words(last.ID, "before"), "backup", "list")
-	d.cli(0, words("all good"), "backup", "verify")
+	d.CLI(0, words(last.ID, "before"), "backup", "list")
+	d.CLI(0, words("all good"), "backup", "verify")
 
 	rig.WriteFile(t, filepath.Join(dir, "precious"), []byte("ruined"))
-	d.cli(4, words(dir, db.Device), "recover", "db") // mounted
+	d.CLI(4, words(dir, db.Device), "recover", "db") // mounted
 	rig.Unmount(t, dir)
-	d.cli(0, words(last.ID), "recover", "db", "--reason", "bad day")
+	d.CLI(0, words(last.ID), "recover", "db", "--reason", "bad day")
 	dir = rig.Mount(t, db.Device, "ext4")
 	if got, err := os.ReadFile(filepath.Join(dir, "precious")); err != nil || string(got) != "value" {
 		t.Errorf("after the recovery the file holds %q, %v", got, err)
 	}
 	rig.Unmount(t, dir)
 
-	d.cli(0, words("quarantine", "bad day"), "volume", "list")
-	d.cli(5, words("quarantine"), "swap", "db", "db-spare")
-	d.cli(5, words("--force"), "volume", "delete", "db-spare", "--yes")
+	d.CLI(0, words("quarantine", "bad day"), "volume", "list")
+	d.CLI(5, words("quarantine"), "swap", "db", "db-spare")
+	d.CLI(5, words("--force"), "volume", "delete", "db-spare", "--yes")
 	expectNoWrites(t, d.Show("db-spare").Device)
-	d.cli(0, nil, "volume", "release", "db-spare")
-	d.cli(5, words("99"), "swap", "db", "db-spare", "--expect", "99,0")
-	d.cli(0, nil, "swap", "db", "db-spare") // the failed data back under its name
+	d.CLI(0, nil, "volume", "release", "db-spare")
+	d.CLI(5, words("99"), "swap", "db", "db-spare", "--expect", "99,0")
+	d.CLI(0, nil, "swap", "db", "db-spare") // the failed data back under its name
 	dir = rig.Mount(t, db.Device, "ext4")
 	if got, err := os.ReadFile(filepath.Join(dir, "precious")); err != nil || string(got) != "ruined" {
 		t.Errorf("after the undo the file holds %q, %v", got, err)
 	}
 	rig.Unmount(t, dir)
 
-	d.cli(0, nil, "volume", "grow", "db", "--size", "96M")
+	d.CLI(0, nil, "volume", "grow", "db", "--size", "96M")
 	if got := d.Show("db").Size; got != 96*MiB {
 		t.Errorf("after the grow the volume has %d bytes", got)
 	}
 	rig.Tool(t, "e2fsck", "-f", "-p", db.Device)
 	rig.Tool(t, "resize2fs", db.Device)
-	d.cli(0, nil, "volume", "detach", "db")
+	d.CLI(0, nil, "volume", "detach", "db")
 	if _, err := os.Stat(db.Device); err == nil {
 		t.Errorf("%s is there after the detach", db.Device)
 	}
-	d.cli(0, nil, "volume", "attach", "db")
+	d.CLI(0, nil, "volume", "attach", "db")
 	rig.Tool(t, "e2fsck", "-f", "-n", d.Show("db").Device)
-	d.cli(0, nil, "pool", "check", "tank")
-	d.cli(2, words("--yes"), "backup", "delete", last.ID)
-	d.cli(0, nil, "backup", "delete", last.ID, "--yes")
-	d.cli(0, nil, "doctor")
+	d.CLI(0, nil, "pool", "check", "tank")
+	d.CLI(2, words("--yes"), "backup", "delete", last.ID)
+	d.CLI(0, nil, "backup", "delete", last.ID, "--yes")
+	d.CLI(0, nil, "doctor")
 }
 
 // TestBadInput: each gets a clear error with the remedy, exit code ≠ 0, and
 // nothing is changed.
 func TestBadInput(t *testing.T) {
 	d := startDaemon(t)
-	d.cli(3, words("no-such"), "pool", "show", "no-such")
+	d.CLI(3, words("no-such"), "pool", "show", "no-such")
 	t.Run("disks that carry something", func(t *testing.T) {
 		disk := d.Disks[0]
 		for what, put := range map[string]func(){
@@ -138,7 +111,7 @@ func TestBadInput(t *testing.T) {
 			wipe(t, disk)
 			put()
 			before := rig.ReadDevice(t, disk, 0, 1<<20)
-			d.cli(4, words(disk, "--force"), "pool", "create", "tank", d.Disks[0], d.Disks[1])
+			d.CLI(4, words(disk, "--force"), "pool", "create", "tank", d.Disks[0], d.Disks[1])
 			if !bytes.Equal(rig.ReadDevice(t, disk, 0, 1<<20), before) {
 				t.Errorf("the refused %s disk was changed", what)
 			}
@@ -147,39 +120,39 @@ func TestBadInput(t *testing.T) {
 			wipe(t, disk)
 		}
 	})
-	d.cli(2, words("same disk"), "pool", "create", "tank", d.Disks[0], d.Disks[0])
-	d.cli(3, words("/dev/nix"), "pool", "create", "tank", "/dev/nix")
-	d.cli(2, words("/dev/null"), "pool", "create", "tank", "/dev/null")
-	d.cli(2, words("power of two"), "pool", "create", "tank", d.Disks[0], "--extent-size", "3M")
-	d.cli(0, nil, append([]string{"pool", "create", "tank"}, d.Disks...)...)
-	d.cli(4, words(d.Disks[0]), "pool", "create", "tank2", d.Disks[0])
+	d.CLI(2, words("same disk"), "pool", "create", "tank", d.Disks[0], d.Disks[0])
+	d.CLI(3, words("/dev/nix"), "pool", "create", "tank", "/dev/nix")
+	d.CLI(2, words("/dev/null"), "pool", "create", "tank", "/dev/null")
+	d.CLI(2, words("power of two"), "pool", "create", "tank", d.Disks[0], "--extent-size", "3M")
+	d.CLI(0, nil, append([]string{"pool", "create", "tank"}, d.Disks...)...)
+	d.CLI(4, words(d.Disks[0]), "pool", "create", "tank2", d.Disks[0])
 
-	d.cli(0, nil, "volume", "create", "db", "--size", "64M")
-	d.cli(1, words("free"), "volume", "create", "huge", "--size", "1T")
-	d.cli(2, words("size"), "volume", "create", "tiny", "--size", "0")
-	d.cli(2, words("name"), "volume", "create", "../etc", "--size", "64M")
-	d.cli(2, words("stripes"), "volume", "create", "wide", "--size", "64M", "--stripes", "99")
-	d.cli(2, words("larger"), "volume", "grow", "db", "--size", "32M")
-	d.cli(3, words("dbb", "db"), "volume", "show", "dbb")
+	d.CLI(0, nil, "volume", "create", "db", "--size", "64M")
+	d.CLI(1, words("free"), "volume", "create", "huge", "--size", "1T")
+	d.CLI(2, words("size"), "volume", "create", "tiny", "--size", "0")
+	d.CLI(2, words("name"), "volume", "create", "../etc", "--size", "64M")
+	d.CLI(2, words("stripes"), "volume", "create", "wide", "--size", "64M", "--stripes", "99")
+	d.CLI(2, words("larger"), "volume", "grow", "db", "--size", "32M")
+	d.CLI(3, words("dbb", "db"), "volume", "show", "dbb")
 	if list, err := d.Client.Volumes(t.Context(), ""); err != nil || len(list) != 1 {
 		t.Errorf("after the refusals the pool has the volumes %v, %v", list, err)
 	}
 
 	t.Run("repositories", func(t *testing.T) {
 		notRepo := t.TempDir()
-		d.cli(3, words(notRepo, "repo init"), "backup", "create", "db", "--repo", notRepo)
+		d.CLI(3, words(notRepo, "repo init"), "backup", "create", "db", "--repo", notRepo)
 		rig.WriteFile(t, filepath.Join(notRepo, "file"), []byte("x"))
-		d.cli(1, words(notRepo), "repo", "init", notRepo)
-		d.cli(0, nil, "repo", "init")
+		d.CLI(1, words(notRepo), "repo", "init", notRepo)
+		d.CLI(0, nil, "repo", "init")
 		data := rig.RandomBytes(50, int(8*MiB))
 		rig.WriteDevice(t, d.Show("db").Device, 0, data)
-		d.cli(0, nil, "backup", "create", "db")
-		d.cli(3, words("nix"), "backup", "show", "nix")
+		d.CLI(0, nil, "backup", "create", "db")
+		d.CLI(3, words("nix"), "backup", "show", "nix")
 		truncateLargest(t, filepath.Join(d.Dir, "repo"))
-		d.cli(1, nil, "backup", "verify")
-		d.cli(0, nil, "volume", "create", "other", "--size", "64M", "--detached")
-		d.cli(1, words("db"), "backup", "restore", "latest", "--onto", "other", "--yes")
-		d.cli(1, nil, "recover", "db")
+		d.CLI(1, nil, "backup", "verify")
+		d.CLI(0, nil, "volume", "create", "other", "--size", "64M", "--detached")
+		d.CLI(1, words("db"), "backup", "restore", "latest", "--onto", "other", "--yes")
+		d.CLI(1, nil, "recover", "db")
 		if !bytes.Equal(rig.ReadDevice(t, d.Show("db").Device, 0, len(data)), data) {
 			t.Error("the recovery that could not be done has changed the volume")
 		}

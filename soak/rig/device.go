@@ -5,6 +5,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -125,4 +127,21 @@ func WriteFile(t *testing.T, path string, data []byte) {
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Loop makes a loop device on a sparse file of size bytes, in memory.
+func Loop(t *testing.T, size int64) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	dev := strings.TrimSpace(Tool(t, "losetup", "--show", "-f", "--direct-io=off", path))
+	t.Cleanup(func() { Tool(t, "losetup", "-d", dev) })
+	return dev
 }

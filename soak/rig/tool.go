@@ -2,11 +2,17 @@ package rig
 
 import (
 	"bytes"
+	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/swapback/swapback/api"
 )
 
 // patience bounds waits for what has to come true, however slow the machine is:
@@ -30,6 +36,46 @@ func Tool(t *testing.T, name string, args ...string) string {
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// Count is how often a test does what it does: the number in the environment
+// variable, by which a soak makes it long, or else short.
+func Count(t *testing.T, variable string, short int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return short
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%q: want a number from 1 on", variable, text)
+	}
+	return n
+}
+
+// CLI runs the command line against the daemon and returns what it printed on
+// both channels. It fails the test unless the exit code and the words are there.
+func (d *Daemon) CLI(wantExit int, words []string, args ...string) string {
+	d.t.Helper()
+	cmd := exec.Command("swapback", args...)
+	cmd.Env = append(os.Environ(), api.SocketEnv+"="+d.Socket(), "SWAPBACK_REPO="+filepath.Join(d.Dir, "repo"))
+	out, err := cmd.CombinedOutput()
+	exit := 0
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
+		exit = ee.ExitCode()
+	} else if err != nil {
+		d.t.Fatal(err)
+	}
+	if exit != wantExit {
+		d.t.Errorf("swapback %s: exit code %d, want %d\n%s", strings.Join(args, " "), exit, wantExit, out)
+	}
+	for _, w := range words {
+		if !strings.Contains(string(out), w) {
+			d.t.Errorf("swapback %s: no %q in\n%s", strings.Join(args, " "), w, out)
+		}
 	}
 	return string(out)
 }
