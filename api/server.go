@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 
@@ -23,6 +24,7 @@ func NewHandler(svc Service, metrics http.Handler, version string, log *slog.Log
 	// only, and they would end up in what --json prints.
 	config.SchemasPath = ""
 	config.CreateHooks = nil
+	config.Transformers = []huma.Transformer{fewMistakes}
 	h := humago.New(mux, config)
 	s := &server{svc: svc, log: log}
 	s.routePools(h)
@@ -84,9 +86,35 @@ func (s *server) failure(operation string, err error) error {
 	return &Error{Status: http.StatusInternalServerError, Code: CodeInternal, Message: err.Error()}
 }
 
+const (
+	// maxBody bounds a request: a pool of 1024 disks with long names fits in.
+	maxBody = 128 << 10
+	// maxMistakes bounds those that one answer lists. A small body can have one
+	// in every other byte, and each is told in a hundred.
+	maxMistakes = 20
+)
+
+// fewMistakes shortens what is said of a request's mistakes. It leaves out the
+// values: the caller has sent them and knows them.
+func fewMistakes(_ huma.Context, _ string, v any) (any, error) {
+	m, ok := v.(*huma.ErrorModel)
+	if !ok {
+		return v, nil
+	}
+	if rest := len(m.Errors) - maxMistakes; rest > 0 {
+		m.Errors = append(m.Errors[:maxMistakes:maxMistakes], &huma.ErrorDetail{Message: fmt.Sprintf("and %d mistakes more", rest), Location: "body"})
+	}
+	for _, e := range m.Errors {
+		e.Value = nil
+		e.Message = fmt.Sprintf("%.300s", e.Message)
+		e.Location = fmt.Sprintf("%.300s", e.Location)
+	}
+	return v, nil
+}
+
 // op describes an operation; the summary shows up in the OpenAPI document.
 func op(method, path, id, summary string) huma.Operation {
-	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, MaxBodyBytes: 1 << 20}
+	return huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary, MaxBodyBytes: maxBody}
 }
 
 // route registers one operation: in goes to call, what call returns goes out.

@@ -118,16 +118,19 @@ type SegmentStripe struct {
 	Start  int64 `json:"start" doc:"first extent on the member"`
 }
 
+// MaxReason is how many characters [Quarantine.Reason] may have.
+const MaxReason = 4096
+
 // Quarantine labels a position that holds failed data. While it is there the
 // volume that shows the position is read-only and cannot be swapped.
 type Quarantine struct {
-	Reason   string    `json:"reason"`
+	Reason   string    `json:"reason" maxLength:"4096"`
 	Time     time.Time `json:"time" required:"false" doc:"default now"`
-	Volume   string    `json:"volume,omitempty" doc:"name under which the data failed"`
-	Job      string    `json:"job,omitempty"`
-	Step     string    `json:"step,omitempty"`
+	Volume   string    `json:"volume,omitempty" maxLength:"256" doc:"name under which the data failed"`
+	Job      string    `json:"job,omitempty" maxLength:"256"`
+	Step     string    `json:"step,omitempty" maxLength:"256"`
 	ExitCode int       `json:"exit_code,omitempty"`
-	Backup   string    `json:"backup,omitempty" doc:"backup that took the data's place"`
+	Backup   string    `json:"backup,omitempty" maxLength:"256" doc:"backup that took the data's place"`
 }
 
 // Changed tells how much of a position was written, in whole blocks. The daemon
@@ -155,8 +158,8 @@ type IOStats struct {
 // CreatePoolRequest names the disks of a new pool.
 type CreatePoolRequest struct {
 	Name       string   `json:"name" minLength:"1" maxLength:"64" doc:"letters, digits, '.', '_' and '-'"`
-	Disks      []string `json:"disks" minItems:"1" nullable:"false" doc:"block devices"`
-	ExtentSize int64    `json:"extent_size,omitempty" doc:"bytes, a power of two; default 4 MiB"`
+	Disks      []string `json:"disks" minItems:"1" maxItems:"1024" nullable:"false" doc:"block devices"`
+	ExtentSize int64    `json:"extent_size,omitempty" minimum:"0" doc:"bytes, a power of two; default 4 MiB"`
 	Force      bool     `json:"force,omitempty" doc:"overwrite what the disks carry"`
 }
 
@@ -170,24 +173,24 @@ type CheckReport struct {
 
 // CreateVolumeRequest describes a new volume.
 type CreateVolumeRequest struct {
-	Pool       string `json:"pool,omitempty" doc:"may be left out when only one pool is open"`
+	Pool       string `json:"pool,omitempty" maxLength:"64" doc:"may be left out when only one pool is open"`
 	Name       string `json:"name" minLength:"1" maxLength:"64" doc:"letters, digits, '.', '_' and '-'"`
 	Size       int64  `json:"size" minimum:"4096"`
-	Stripes    int    `json:"stripes,omitempty" minimum:"0" doc:"members to stripe over; 0 or 1 is linear"`
-	StripeSize int64  `json:"stripe_size,omitempty" doc:"bytes; default 64 KiB"`
+	Stripes    int    `json:"stripes,omitempty" minimum:"0" maximum:"1024" doc:"members to stripe over; 0 or 1 is linear"`
+	StripeSize int64  `json:"stripe_size,omitempty" minimum:"0" doc:"bytes; default 64 KiB"`
 	Zero       bool   `json:"zero,omitempty" doc:"write zeroes over the whole volume"`
 	Detached   bool   `json:"detached,omitempty" doc:"do not serve it yet"`
 }
 
 // GrowRequest gives a volume a new size.
 type GrowRequest struct {
-	Size int64 `json:"size" doc:"new size in bytes, larger than the present one"`
+	Size int64 `json:"size" minimum:"4096" doc:"new size in bytes, larger than the present one"`
 }
 
 // AttachRequest asks for a volume's block device.
 type AttachRequest struct {
 	ReadOnly bool `json:"read_only,omitempty"`
-	Device   *int `json:"device,omitempty" minimum:"0" doc:"wanted N of /dev/ublkbN; default the volume's last one"`
+	Device   *int `json:"device,omitempty" minimum:"0" maximum:"1048575" doc:"wanted N of /dev/ublkbN; default the volume's last one"`
 }
 
 // QuarantineRequest labels a volume's position as failed data.
@@ -200,7 +203,7 @@ type QuarantineRequest struct {
 
 // DescendsRequest records the backup that a volume's content is equal to.
 type DescendsRequest struct {
-	Backup     string `json:"backup" minLength:"1"`
+	Backup     string `json:"backup" minLength:"1" maxLength:"256"`
 	Generation uint64 `json:"generation,omitempty" doc:"expected generation of the position; 0 for any"`
 }
 
@@ -213,18 +216,18 @@ const (
 // SwapRequest asks for the exchange of positions. All pairs change in one
 // metadata commit, or none does.
 type SwapRequest struct {
-	Pairs []SwapPair `json:"pairs" minItems:"1" nullable:"false"`
+	Pairs []SwapPair `json:"pairs" minItems:"1" maxItems:"1024" nullable:"false"`
 	Busy  string     `json:"busy,omitempty" enum:"hold,refuse" doc:"what I/O meets while the swap is under way; default hold"`
 	// HoldFor bounds a swap before its commit: when it runs out, the swap is
 	// called off and held I/O goes on against the old positions.
-	HoldFor      float64 `json:"hold_for,omitempty" minimum:"0" doc:"seconds; default 10"`
+	HoldFor      float64 `json:"hold_for,omitempty" minimum:"0" maximum:"3600" doc:"seconds; default 10"`
 	AllowHolders bool    `json:"allow_holders,omitempty" doc:"swap although somebody holds a device open"`
 }
 
 // SwapPair is two volumes of one pool.
 type SwapPair struct {
-	A       string `json:"a" minLength:"1"`
-	B       string `json:"b" minLength:"1"`
+	A       string `json:"a" minLength:"1" maxLength:"256"`
+	B       string `json:"b" minLength:"1" maxLength:"256"`
 	ExpectA uint64 `json:"expect_a,omitempty" doc:"generation expected of A's position; 0 for any"`
 	ExpectB uint64 `json:"expect_b,omitempty" doc:"generation expected of B's position; 0 for any"`
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -456,5 +457,17 @@ func TestForget(t *testing.T) {
 	}
 	if !slices.Contains(ids, mine[2]) || !slices.Contains(ids, mine[3]) {
 		t.Errorf("left are %q", ids)
+	}
+}
+
+// A reason that is too long for the label must not cost the failed data its label.
+func TestLongReasonIsCut(t *testing.T) {
+	w := newWorld(t, 100, "db")
+	w.backup("db")
+	if _, err := w.recover(func(o *RecoverOptions) { o.Reason = strings.Repeat("é", api.MaxReason+1) }, "db"); err != nil {
+		t.Fatal(err)
+	}
+	if q := w.show("db-spare").Position.Quarantine; q == nil || q.Reason != strings.Repeat("é", api.MaxReason) {
+		t.Errorf("the label is %.200v", q)
 	}
 }
