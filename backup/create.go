@@ -56,6 +56,12 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 		return Backup{}, &Error{Kind: ErrInvalid, Op: op, Detail: fmt.Sprintf("no ID can be made of the instant %v", o.At)}
 	}
 	b := Backup{Created: o.At.UTC(), Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step}
+	for _, s := range sources {
+		b.Volumes = append(b.Volumes, BackupVolume{VolumeRef: s.Volume})
+	}
+	if err := b.checkTexts(); err != nil {
+		return Backup{}, &Error{Kind: ErrInvalid, Op: op, Err: err}
+	}
 
 	log := logger(o.Logger)
 	s, err := r.begin(ctx, "backup", log)

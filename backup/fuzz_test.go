@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"testing"
@@ -19,17 +20,18 @@ func FuzzManifest(f *testing.F) {
 	}
 	f.Add(body)
 	b.Volumes[0].Table = Table{}
-	b.Volumes[0].Size = format.MaxVolume
+	b.Volumes[0].Size, b.Volumes[0].DataBytes, b.Volumes[0].ZeroBytes = format.MaxVolume, 0, format.MaxVolume
 	if body, err = json.Marshal(b); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(body)
 	id := b.ID
 	f.Fuzz(func(t *testing.T, body []byte) {
-		var b Backup
-		if json.Unmarshal(body, &b) != nil {
+		var m manifest
+		if json.Unmarshal(body, &m) != nil {
 			return
 		}
+		b := m.backup()
 		if err := r.checkManifest(b, id); err != nil {
 			if !errors.Is(err, format.ErrCorrupt) {
 				t.Errorf("error is %v", err)
@@ -38,6 +40,21 @@ func FuzzManifest(f *testing.F) {
 		}
 		if b.ID != id {
 			t.Errorf("ID is %q", b.ID)
+		}
+		if len(b.Volumes) > maxVolumes || len(b.Tags) > maxVolumes || b.Size() <= 0 || b.StoredBytes() < 0 {
+			t.Errorf("%d volumes, %d tags, %d bytes, %d stored", len(b.Volumes), len(b.Tags), b.Size(), b.StoredBytes())
+		}
+		// What passes is written again as the same manifest.
+		again, err := json.Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var second manifest
+		if err := json.Unmarshal(again, &second); err != nil {
+			t.Fatalf("%s\nis not read again: %v", again, err)
+		}
+		if twice, err := json.Marshal(second.backup()); err != nil || !bytes.Equal(again, twice) {
+			t.Errorf("%s\ncomes back as\n%s\n%v", again, twice, err)
 		}
 		for _, v := range b.Volumes {
 			shape, root, err := v.table()

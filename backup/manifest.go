@@ -33,9 +33,6 @@ func validID(id string) bool {
 	return err == nil && len(b) == 4 && strings.ToLower(random) == random
 }
 
-// maxVolumes bounds the volumes in a backup.
-const maxVolumes = 4096
-
 // checkManifest checks what a decoded manifest says, as far as that needs no
 // other object.
 func (r *Repository) checkManifest(b Backup, id string) error {
@@ -53,7 +50,10 @@ func (r *Repository) checkManifest(b Backup, id string) error {
 			return fmt.Errorf("volume %d: %w", i, err)
 		}
 	}
-	return nil
+	if err := b.checkTexts(); err != nil {
+		return fmt.Errorf("%w: %w", format.ErrCorrupt, err)
+	}
+	return b.checkCounts()
 }
 
 // table returns the shape and the root of a volume's table.
@@ -117,13 +117,14 @@ func (r *Repository) readManifest(ctx context.Context, id string) (b Backup, err
 	if err != nil {
 		return b, err
 	}
-	if err := format.DecodeText(body, format.TextBackup, &b); err != nil {
+	var m manifest
+	if err := format.DecodeText(body, format.TextBackup, &m); err != nil {
 		return Backup{}, fmt.Errorf("%s: %w", name, err)
 	}
+	b = m.backup()
 	if err := r.checkManifest(b, id); err != nil {
 		return Backup{}, fmt.Errorf("%s: %w", name, err)
 	}
-	b.Damaged = ""
 	return b, nil
 }
 

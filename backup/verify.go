@@ -160,11 +160,21 @@ func (vf *verifying) checkListed(ctx context.Context, ref format.Ref) {
 		}
 		vf.packs[ref.Pack] = c
 		if err != nil {
-			vf.rep.Other = append(vf.rep.Other, err.Error())
+			vf.other(err.Error())
 		}
 	}
 	if c.err == nil && c.blobs[ref.Offset] != ref {
-		vf.rep.Other = append(vf.rep.Other, fmt.Sprintf("%s does not list the blob at offset %d", pack.Name(ref.Pack), ref.Offset))
+		vf.other(fmt.Sprintf("%s does not list the blob at offset %d", pack.Name(ref.Pack), ref.Offset))
+	}
+}
+
+// other notes what is wrong with a pack, up to a bound.
+func (vf *verifying) other(text string) {
+	switch n := len(vf.rep.Other); {
+	case n < maxOther:
+		vf.rep.Other = append(vf.rep.Other, text)
+	case n == maxOther:
+		vf.rep.Other = append(vf.rep.Other, "and more of the kind")
 	}
 }
 
