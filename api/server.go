@@ -60,10 +60,10 @@ type (
 	none        struct{}
 	body[T any] struct{ Body T }
 	PoolPath    struct {
-		Pool string `path:"pool" doc:"name or UUID"`
+		Pool string `path:"pool" maxLength:"64" doc:"name or UUID"`
 	}
 	VolumePath struct {
-		Volume string `path:"volume" doc:"NAME, POOL/NAME (escaped) or UUID"`
+		Volume string `path:"volume" maxLength:"129" doc:"NAME, POOL/NAME (escaped) or UUID"`
 	}
 )
 
@@ -153,7 +153,7 @@ func (s *server) routePools(h huma.API) {
 
 func (s *server) routeVolumes(h huma.API) {
 	type listVolumes struct {
-		Pool string `query:"pool" doc:"only this pool's volumes"`
+		Pool string `query:"pool" maxLength:"64" doc:"only this pool's volumes"`
 	}
 	route(s, h, op("GET", "/v1/volumes", "list-volumes", "List volumes"),
 		func(ctx context.Context, in *listVolumes) ([]Volume, error) { return s.svc.Volumes(ctx, in.Pool) })

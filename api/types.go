@@ -124,13 +124,13 @@ const MaxReason = 4096
 // Quarantine labels a position that holds failed data. While it is there the
 // volume that shows the position is read-only and cannot be swapped.
 type Quarantine struct {
-	Reason   string    `json:"reason" maxLength:"4096"`
+	Reason   string    `json:"reason" maxLength:"4096" pattern:"^\\P{C}*$" patternDescription:"text without control characters"`
 	Time     time.Time `json:"time" required:"false" doc:"default now"`
-	Volume   string    `json:"volume,omitempty" maxLength:"256" doc:"name under which the data failed"`
-	Job      string    `json:"job,omitempty" maxLength:"256"`
-	Step     string    `json:"step,omitempty" maxLength:"256"`
+	Volume   string    `json:"volume,omitempty" maxLength:"128" pattern:"^\\P{C}*$" patternDescription:"text without control characters" doc:"name under which the data failed"`
+	Job      string    `json:"job,omitempty" maxLength:"128" pattern:"^\\P{C}*$" patternDescription:"text without control characters"`
+	Step     string    `json:"step,omitempty" maxLength:"128" pattern:"^\\P{C}*$" patternDescription:"text without control characters"`
 	ExitCode int       `json:"exit_code,omitempty"`
-	Backup   string    `json:"backup,omitempty" maxLength:"256" doc:"backup that took the data's place"`
+	Backup   string    `json:"backup,omitempty" maxLength:"128" pattern:"^\\P{C}*$" patternDescription:"text without control characters" doc:"backup that took the data's place"`
 }
 
 // Changed tells how much of a position was written, in whole blocks. The daemon
@@ -157,9 +157,9 @@ type IOStats struct {
 
 // CreatePoolRequest names the disks of a new pool.
 type CreatePoolRequest struct {
-	Name       string   `json:"name" minLength:"1" maxLength:"64" doc:"letters, digits, '.', '_' and '-'"`
-	Disks      []string `json:"disks" minItems:"1" maxItems:"1024" nullable:"false" doc:"block devices"`
-	ExtentSize int64    `json:"extent_size,omitempty" minimum:"0" doc:"bytes, a power of two; default 4 MiB"`
+	Name       string   `json:"name" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9_][A-Za-z0-9._-]*$" patternDescription:"letters, digits, '.', '_' and '-' with a letter, digit or '_' first"`
+	Disks      []string `json:"disks" minItems:"1" maxItems:"1024" nullable:"false" doc:"block devices, each by a clean path from the root"`
+	ExtentSize int64    `json:"extent_size,omitempty" minimum:"0" maximum:"1073741824" doc:"bytes, a power of two; default 4 MiB"`
 	Force      bool     `json:"force,omitempty" doc:"overwrite what the disks carry"`
 }
 
@@ -174,17 +174,17 @@ type CheckReport struct {
 // CreateVolumeRequest describes a new volume.
 type CreateVolumeRequest struct {
 	Pool       string `json:"pool,omitempty" maxLength:"64" doc:"may be left out when only one pool is open"`
-	Name       string `json:"name" minLength:"1" maxLength:"64" doc:"letters, digits, '.', '_' and '-'"`
-	Size       int64  `json:"size" minimum:"4096"`
+	Name       string `json:"name" minLength:"1" maxLength:"64" pattern:"^[A-Za-z0-9_][A-Za-z0-9._-]*$" patternDescription:"letters, digits, '.', '_' and '-' with a letter, digit or '_' first"`
+	Size       int64  `json:"size" minimum:"4096" maximum:"1152921504606846976"`
 	Stripes    int    `json:"stripes,omitempty" minimum:"0" maximum:"1024" doc:"members to stripe over; 0 or 1 is linear"`
-	StripeSize int64  `json:"stripe_size,omitempty" minimum:"0" doc:"bytes; default 64 KiB"`
+	StripeSize int64  `json:"stripe_size,omitempty" minimum:"0" maximum:"1073741824" doc:"bytes; default 64 KiB"`
 	Zero       bool   `json:"zero,omitempty" doc:"write zeroes over the whole volume"`
 	Detached   bool   `json:"detached,omitempty" doc:"do not serve it yet"`
 }
 
 // GrowRequest gives a volume a new size.
 type GrowRequest struct {
-	Size int64 `json:"size" minimum:"4096" doc:"new size in bytes, larger than the present one"`
+	Size int64 `json:"size" minimum:"4096" maximum:"1152921504606846976" doc:"new size in bytes, larger than the present one"`
 }
 
 // AttachRequest asks for a volume's block device.
@@ -203,7 +203,7 @@ type QuarantineRequest struct {
 
 // DescendsRequest records the backup that a volume's content is equal to.
 type DescendsRequest struct {
-	Backup     string `json:"backup" minLength:"1" maxLength:"256"`
+	Backup     string `json:"backup" minLength:"1" maxLength:"128" pattern:"^\\P{C}*$" patternDescription:"text without control characters"`
 	Generation uint64 `json:"generation,omitempty" doc:"expected generation of the position; 0 for any"`
 }
 
@@ -226,8 +226,8 @@ type SwapRequest struct {
 
 // SwapPair is two volumes of one pool.
 type SwapPair struct {
-	A       string `json:"a" minLength:"1" maxLength:"256"`
-	B       string `json:"b" minLength:"1" maxLength:"256"`
+	A       string `json:"a" minLength:"1" maxLength:"129"`
+	B       string `json:"b" minLength:"1" maxLength:"129"`
 	ExpectA uint64 `json:"expect_a,omitempty" doc:"generation expected of A's position; 0 for any"`
 	ExpectB uint64 `json:"expect_b,omitempty" doc:"generation expected of B's position; 0 for any"`
 }
@@ -269,7 +269,7 @@ type SwappedPair struct {
 // SnapshotRequest asks for one instant of one or more volumes of one pool.
 type SnapshotRequest struct {
 	Volumes []string `json:"volumes" minItems:"1" nullable:"false" maxItems:"64"`
-	COWSize int64    `json:"cow_size,omitempty" minimum:"0" doc:"bytes for old data per volume; default: the volume's size, at most half of what is free"`
+	COWSize int64    `json:"cow_size,omitempty" minimum:"0" maximum:"1152921504606846976" doc:"bytes for old data per volume; default: the volume's size, at most half of what is free"`
 }
 
 // Snapshot is an instant of some volumes, readable as block devices. It lives

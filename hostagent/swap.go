@@ -153,14 +153,11 @@ func (r *recovery) quarantine(ctx context.Context) error {
 	return nil
 }
 
-// reason is what the label says. It is cut to what a label may have: failed data
-// whose label is refused would stay writable.
+// reason is what the label says. What a step or a person said can be anything;
+// failed data whose label is refused would stay writable.
 func (r *recovery) reason() string {
-	if r.o.Reason == "" {
-		return "replaced by backup " + r.backup.ID
+	if reason := api.Reason(r.o.Reason); reason != "" {
+		return reason
 	}
-	if text := []rune(r.o.Reason); len(text) > api.MaxReason {
-		return string(text[:api.MaxReason])
-	}
-	return r.o.Reason
+	return "replaced by backup " + r.backup.ID
 }

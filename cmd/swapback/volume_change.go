@@ -189,10 +189,11 @@ released. Recovery does this with the data that failed.`,
 }
 
 func runVolumeQuarantine(ctx context.Context, a *app, o quarantineOptions, name string) error {
-	if o.reason == "" {
+	reason := api.Reason(o.reason)
+	if reason == "" {
 		return usagef("volume quarantine %s: no reason given", name).withRemedy("give --reason TEXT")
 	}
-	req := api.QuarantineRequest{Quarantine: api.Quarantine{Reason: o.reason, Time: a.now()}, Generation: o.expect}
+	req := api.QuarantineRequest{Quarantine: api.Quarantine{Reason: reason, Time: a.now()}, Generation: o.expect}
 	return a.changeVolume(ctx, name, "in quarantine", func(c *api.Client) (api.Volume, error) {
 		return c.Quarantine(ctx, name, req)
 	})

@@ -7,22 +7,32 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"os/user"
-	"path/filepath"
-	"strconv"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// headerTime bounds how long a client takes to say what it wants, idleTime
+	// how long a connection waits for the next request.
+	headerTime = 10 * time.Second
+	idleTime   = 2 * time.Minute
+	maxHeader  = 16 << 10 // bytes
 )
 
 // serve answers requests on the socket until ctx ends, and then lets those
 // that are under way come to their end.
 func serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
+		Handler:           logCallers(h, log),
+		ReadHeaderTimeout: headerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    maxHeader,
 		// Snapshots are held by open requests. They see the end of the daemon
 		// through this context and let go.
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withCaller,
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	failed := make(chan error, 1)
@@ -41,50 +51,41 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logge
 	return nil
 }
 
-// listen makes the socket, for root and the group only. A socket that a dead
-// daemon left is replaced; one that answers is not (the lock in the run
-// directory has made sure already that its pools are not ours).
-func listen(path, group string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("directory of the socket: %w", err)
+type callerKey struct{}
+
+// withCaller asks the kernel who is at the other end (SO_PEERCRED, unix(7)): the
+// process that connected, as it was then.
+func withCaller(ctx context.Context, c net.Conn) context.Context {
+	if l, ok := c.(*limitedConn); ok {
+		c = l.Conn
 	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("socket %s: another daemon answers there; stop it or give another --socket", path)
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return ctx
 	}
-	if fi, err := os.Lstat(path); err == nil {
-		if fi.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("socket %s: a %s of that name is in the way", path, fi.Mode().Type())
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("stale socket: %w", err)
-		}
-	}
-	ln, err := net.Listen("unix", path)
+	raw, err := sc.SyscallConn()
 	if err != nil {
-		return nil, fmt.Errorf("socket %s: %w", path, err)
+		return ctx
 	}
-	if err := restrict(path, group); err != nil {
-		ln.Close()
-		return nil, err
+	var cred *unix.Ucred
+	err = raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil || cred == nil {
+		return ctx
 	}
-	return ln, nil
+	return context.WithValue(ctx, callerKey{}, cred)
 }
 
-// restrict gives the socket to root and, when it exists, to the group.
-func restrict(path, group string) error {
-	mode, gid := os.FileMode(0o600), 0
-	if g, err := user.LookupGroup(group); err == nil {
-		if gid, err = strconv.Atoi(g.Gid); err != nil {
-			return fmt.Errorf("group %s: id %q: %w", group, g.Gid, err)
+// logCallers writes who asked for every change, beside what the change itself
+// writes. Bodies are not written: what they hold is the caller's.
+func logCallers(h http.Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			uid, pid := int64(-1), int32(-1) // not to be had
+			if cred, ok := r.Context().Value(callerKey{}).(*unix.Ucred); ok {
+				uid, pid = int64(cred.Uid), cred.Pid
+			}
+			log.Info("change asked for", "method", r.Method, "path", r.URL.EscapedPath(), "uid", uid, "pid", pid)
 		}
-		mode = 0o660
-	}
-	if err := os.Chmod(path, mode); err != nil {
-		return fmt.Errorf("socket: %w", err)
-	}
-	if err := os.Chown(path, 0, gid); err != nil {
-		return fmt.Errorf("socket: %w", err)
-	}
-	return nil
+		h.ServeHTTP(w, r)
+	})
 }

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestSocketIsPrivateFromItsFirstMoment: with the mask of a careless caller,
+// the socket is the owner's alone even before its group is set.
+func TestSocketIsPrivateFromItsFirstMoment(t *testing.T) {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	path := filepath.Join(t.TempDir(), "sock")
+	ln, err := bind(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if mode := modeOf(t, path); mode != os.ModeSocket|0o600 {
+		t.Errorf("the socket is made as %v", mode)
+	}
+	if now := unix.Umask(0); now != 0 {
+		t.Errorf("the mask is %#o afterwards", now)
+	}
+}
+
+func TestSocketIsRootsOrTheGroups(t *testing.T) {
+	u, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := user.LookupGroupId(u.Gid)
+	if err != nil {
+		t.Skipf("no group %s: %v", u.Gid, err)
+	}
+	for group, want := range map[string]os.FileMode{"no-such-group": 0o600, g.Name: 0o660} {
+		path := filepath.Join(t.TempDir(), "made", "sock")
+		ln, err := listen(path, group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mode := modeOf(t, path); mode != os.ModeSocket|want {
+			t.Errorf("group %s: the socket is %v, want %v", group, mode, want)
+		}
+		if _, err := listen(path, group); err == nil || !strings.Contains(err.Error(), "another daemon") {
+			t.Errorf("a second daemon on the socket: %v", err)
+		}
+		ln.Close()
+	}
+}
+
+func TestSocketOfADeadDaemonIsReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	dead, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.(*net.UnixListener).SetUnlinkOnClose(false)
+	dead.Close()
+	ln, err := listen(path, "no-such-group")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+}
+
+// TestSocketIsNotPutWhereOthersRule: where others can replace it, or something
+// is in the way, no socket is made.
+func TestSocketIsNotPutWhereOthersRule(t *testing.T) {
+	open := t.TempDir()
+	if err := os.Chmod(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	sticky := t.TempDir()
+	if err := os.Chmod(sticky, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if ln, err := listen(filepath.Join(sticky, "sock"), "no-such-group"); err != nil {
+		t.Errorf("a directory such as /tmp: %v", err)
+	} else {
+		ln.Close()
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	target := filepath.Join(t.TempDir(), "target")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	for path, word := range map[string]string{filepath.Join(open, "sock"): "writable by others", link: "in the way"} {
+		ln, err := listen(path, "no-such-group")
+		if err == nil {
+			ln.Close()
+			t.Fatalf("%s: a socket was made", path)
+		}
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := os.Lstat(target); err == nil {
+		t.Error("a link was followed")
+	}
+}
+
+func modeOf(t *testing.T, path string) os.FileMode {
+	t.Helper()
+	fi, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fi.Mode()
+}
+
+// TestConnectionsAreLimited: one more than the limit waits until another goes.
+func TestConnectionsAreLimited(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	inner, err := bind(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := limit(inner, 2)
+	accepted := make(chan net.Conn, 3)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				ended <- err
+				return
+			}
+			accepted <- c
+		}
+	}()
+	var clients []net.Conn
+	for range 3 {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	first := <-accepted
+	second := <-accepted
+	select {
+	case <-accepted:
+		t.Error("a third connection was accepted beside two")
+	case <-time.After(50 * time.Millisecond): // too short a wait can only miss the error
+	}
+	first.Close()
+	first.Close() // gives one place free, not two
+	third := <-accepted
+	if n := len(ln.(*limitedListener).free); n != 2 {
+		t.Errorf("%d places are taken by two connections", n)
+	}
+	for _, c := range append(clients, second, third) {
+		c.Close()
+	}
+	ln.Close()
+	<-ended
+}
+
+// TestChangesAreLoggedWithTheirCaller: who asked is in the log, what the body
+// holds is not.
+func TestChangesAreLoggedWithTheirCaller(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	ln, err := listen(path, "no-such-group")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logged bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- serve(ctx, ln, http.NotFoundHandler(), slog.New(slog.NewJSONHandler(&logged, nil)))
+	}()
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}}}
+	for _, method := range []string{"GET", "DELETE"} {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://x/v1/volumes/a%0Ab", strings.NewReader("body-of-the-caller"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+	client.CloseIdleConnections()
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	var line struct {
+		Method, Path string
+		UID, PID     int
+	}
+	if err := json.Unmarshal(logged.Bytes(), &line); err != nil {
+		t.Fatalf("%v in %s", err, &logged)
+	}
+	if line.Method != "DELETE" || line.Path != "/v1/volumes/a%0Ab" || line.UID != os.Getuid() || line.PID != os.Getpid() {
+		t.Errorf("logged %s", &logged)
+	}
+	if strings.Contains(logged.String(), "body-of") {
+		t.Errorf("the body is in the log: %s", &logged)
+	}
+}
