@@ -13,6 +13,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/hostagent/job"
+	"github.com/swapback/swapback/hostagent/printable"
 	"github.com/swapback/swapback/hostagent/runner"
 	"github.com/swapback/swapback/version"
 )
@@ -86,7 +87,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 // report tells of an error: as text, or with --json as an object on stderr.
 func (a *app) report(err error) {
 	if !a.json {
-		fmt.Fprintf(a.errOut, "swapback-agent: %v\n", err)
+		fmt.Fprintf(a.errOut, "swapback-agent: %s\n", printable.Text(err.Error()))
 		return
 	}
 	e := struct {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/swapback/swapback/hostagent/job"
+	"github.com/swapback/swapback/hostagent/printable"
 	"github.com/swapback/swapback/hostagent/runner"
 	"github.com/swapback/swapback/version"
 )
@@ -112,10 +113,10 @@ func (a *app) check(ctx context.Context, file string) error {
 
 func writeReport(w io.Writer, r runner.Report) {
 	for _, n := range r.Notes {
-		fmt.Fprintf(w, "  %s\n", n)
+		fmt.Fprintf(w, "  %s\n", printable.Text(n))
 	}
 	for _, p := range r.Problems {
-		fmt.Fprintf(w, "  PROBLEM: %s\n", strings.ReplaceAll(p, "\n", "\n           "))
+		fmt.Fprintf(w, "  PROBLEM: %s\n", printable.Text(strings.ReplaceAll(p, "\n", "\n           ")))
 	}
 	if r.OK {
 		fmt.Fprintf(w, "job %s could run, and be recovered, now\n", r.Job)
@@ -187,7 +188,7 @@ func writeStates(w io.Writer, list []jobStatus) {
 		fmt.Fprintln(w, "no job has run here")
 	}
 	for _, s := range list {
-		fmt.Fprintf(w, "%s: %s\n", s.Job, strings.Join(s.Text, "\n  "))
+		fmt.Fprintf(w, "%s: %s\n", s.Job, printable.Text(strings.Join(s.Text, "\n  ")))
 		fmt.Fprintf(w, "  log: %s\n", s.Log)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/hostagent/printable"
 )
 
 // RepoEnv is the environment variable that names the repository.
@@ -109,8 +110,13 @@ func (a *app) print(v any, text func(w io.Writer)) error {
 	}
 	var b strings.Builder
 	text(&b)
-	_, err := io.WriteString(a.out, b.String())
+	_, err := io.WriteString(a.out, printable.Text(b.String()))
 	return err
+}
+
+// say tells people something that others may have named: it is text and no more.
+func (a *app) say(w io.Writer, format string, args ...any) {
+	fmt.Fprint(w, printable.Text(fmt.Sprintf(format, args...)))
 }
 
 func (a *app) printJSON(v any) error {

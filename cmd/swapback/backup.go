@@ -83,7 +83,7 @@ func runBackupCreate(ctx context.Context, a *app, o backupCreateOptions, names [
 	if a.json {
 		return a.event(backupResult{"result", b})
 	}
-	fmt.Fprintf(a.out, "backup %s of %s: %s of data in %s, %s stored, %s\n", b.ID, strings.Join(volumeNames(b), ", "),
+	a.say(a.out, "backup %s of %s: %s of data in %s, %s stored, %s\n", b.ID, strings.Join(volumeNames(b), ", "),
 		formatSize(dataBytes(b)), formatSize(b.Size()), formatSize(b.StoredBytes()), formatSeconds(b.Seconds))
 	return nil
 }

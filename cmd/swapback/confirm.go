@@ -28,7 +28,7 @@ func (a *app) confirm(verb string, loss []string, yes bool) error {
 			remedy:  "give --yes to do it without being asked",
 		}
 	}
-	fmt.Fprintf(a.errOut, "This will %s for good:\n  %s\nGo on? [y/N] ", verb, list)
+	a.say(a.errOut, "This will %s for good:\n  %s\nGo on? [y/N] ", verb, list)
 	answer, _ := bufio.NewReader(a.in).ReadString('\n')
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":

@@ -88,7 +88,7 @@ func (a *app) fail(ctx context.Context, err error) int {
 		}
 		fmt.Fprintf(a.errOut, "%s\n", b)
 	case !shown:
-		fmt.Fprintf(a.errOut, "swapback: %v\n", err)
+		a.say(a.errOut, "swapback: %v\n", err)
 	}
 	return exit
 }

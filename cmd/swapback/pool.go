@@ -104,7 +104,7 @@ func runPoolList(ctx context.Context, a *app) error {
 		return err
 	}
 	for _, f := range info.Failed {
-		fmt.Fprintf(a.errOut, "pool %s (%s) could not be opened: %s\n", f.Name, strings.Join(f.Disks, ", "), f.Error)
+		a.say(a.errOut, "pool %s (%s) could not be opened: %s\n", f.Name, strings.Join(f.Disks, ", "), f.Error)
 	}
 	return nil
 }

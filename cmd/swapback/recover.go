@@ -98,8 +98,7 @@ func runRecover(ctx context.Context, a *app, o recoverOptions, names []string) e
 	if a.json {
 		return a.event(recoverResult{"result", result})
 	}
-	a.writeRecover(a.out, result)
-	return nil
+	return a.print(result, func(w io.Writer) { a.writeRecover(w, result) })
 }
 
 // sparesOf reads --onto: SPARE for the only volume, or VOLUME=SPARE.

@@ -84,7 +84,7 @@ func runRestore(ctx context.Context, a *app, o restoreOptions, id string) error 
 	if a.json {
 		return a.event(restoreResult{"result", result})
 	}
-	fmt.Fprintf(a.out, "%s of backup %s is on %s: %s of data, %s zeroed, %s\n", result.Volume.Name, result.Backup,
+	a.say(a.out, "%s of backup %s is on %s: %s of data, %s zeroed, %s\n", result.Volume.Name, result.Backup,
 		result.Target, formatSize(result.DataBytes), formatSize(result.ZeroBytes), formatSeconds(result.Seconds))
 	return nil
 }

@@ -70,21 +70,12 @@ type Step struct {
 	Recover []string `json:"recover"`
 }
 
-// Command is what a step runs: a script for the shell, or a program with its
-// arguments. Exactly one of the two is set.
+// Command is what a step runs: a script for "sh -e", which ends at the first
+// command that fails, so that a failure half-way is the step's failure; or a
+// program with its arguments. Exactly one of the two is set.
 type Command struct {
 	Shell string   `json:"shell,omitempty"`
 	Argv  []string `json:"argv,omitempty"`
-}
-
-// Args returns the arguments that the command is started with. A script runs
-// with -e: it ends at the first command that fails, so that a failure half-way
-// is the step's failure.
-func (c Command) Args() []string {
-	if c.Shell != "" {
-		return []string{"/bin/sh", "-e", "-c", c.Shell}
-	}
-	return c.Argv
 }
 
 // VolumeNames returns the names of all volumes.

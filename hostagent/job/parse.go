@@ -13,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -28,18 +29,48 @@ var (
 	envForm  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
-// Load reads a job file. Mistakes come back as an [*Error].
+// Load reads a job file. Mistakes come back as an [*Error]. Root reads no file
+// that another user can write.
 func Load(path string) (*Job, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("job file: %w", err)
 	}
 	defer f.Close()
+	if err := checkOwner(f); err != nil {
+		return nil, fmt.Errorf("job file %s: %w", path, err)
+	}
 	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("job file: %w", err)
 	}
 	return Parse(path, text)
+}
+
+// ValidName tells whether a job or step may be called so. Names are parts of
+// paths and of variables.
+func ValidName(name string) bool { return nameForm.MatchString(name) }
+
+// checkOwner refuses a file that lets another user say what root does, as cron
+// does.
+func checkOwner(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	remedy := fmt.Sprintf("; its steps would be run by root (chown root %[1]s; chmod go-w %[1]s)", f.Name())
+	switch {
+	case st.Uid != 0:
+		return fmt.Errorf("it belongs to user %d%s", st.Uid, remedy)
+	case st.Mode&0o002 != 0:
+		return fmt.Errorf("it is writable by everybody%s", remedy)
+	case st.Mode&0o020 != 0:
+		return fmt.Errorf("it is writable by its group%s", remedy)
+	}
+	return nil
 }
 
 // Parse reads the text of a job file, which messages call file. Mistakes come

@@ -25,11 +25,12 @@ func (l *locks) release() {
 
 // take locks one thing for a job. Whoever has it is named.
 func (l *locks) take(dir, name, what, job string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("locks: %w", err)
 	}
 	path := filepath.Join(dir, name+".lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	// Who can open the file, for reading even, can hold the lock.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("lock: %w", err)
 	}

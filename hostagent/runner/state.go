@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/swapback/swapback/hostagent/job"
 	"github.com/swapback/swapback/hostagent/step"
 )
 
@@ -105,8 +106,11 @@ func statePath(dir, job string) string { return filepath.Join(dir, job+".json") 
 
 // ReadState reads the state of a job's last run. The error is
 // [fs.ErrNotExist] when it never ran.
-func ReadState(dir, job string) (*State, error) {
-	return readStateFile(statePath(dir, job))
+func ReadState(dir, name string) (*State, error) {
+	if !job.ValidName(name) {
+		return nil, fmt.Errorf("%q is no name of a job", name)
+	}
+	return readStateFile(statePath(dir, name))
 }
 
 func readStateFile(path string) (*State, error) {

@@ -81,7 +81,7 @@ func (r *run) step(i int) stepEnd {
 	r.story.Tell(story.Event{Event: story.StepStarted, Step: s.Name, Attempt: r.attempts[i], Text: text})
 	out := r.story.Output()
 	res, err := step.Run(r.soft, step.Command{
-		Args: s.Run.Args(), User: s.User, Env: r.stepEnv(i), Dir: s.Workdir, Timeout: s.Timeout, Output: out,
+		Args: s.Run.Argv, Script: s.Run.Shell, User: s.User, Env: r.stepEnv(i), Dir: s.Workdir, Timeout: s.Timeout, Output: out,
 		Started: func(p step.Process) {
 			r.state.s.Process = &p
 			r.saveState()

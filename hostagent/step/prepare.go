@@ -3,6 +3,7 @@ package step
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"os/user"
@@ -11,7 +12,21 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
+
+const (
+	// mask is the usual one for files (umask(2)): a step depends on it as on PATH.
+	mask = 0o022
+	// scriptFD is where the shell finds a script, the first descriptor behind
+	// the standard ones.
+	scriptFD = 3
+)
+
+// scriptArgs make the shell read a script from scriptFD. By the dot and not as
+// its file, so that $0 and the shell's messages are those of "sh -c".
+var scriptArgs = []string{"/bin/sh", "-e", "-c", fmt.Sprintf(". /proc/self/fd/%d", scriptFD)}
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -44,6 +59,48 @@ func (c Command) prepare() (*exec.Cmd, error) {
 	}
 	slices.Sort(cmd.Env)
 	return cmd, nil
+}
+
+// launch starts a prepared command with a mask of its own and without what we
+// hold open. Both are of the whole process; what we make ourselves has its mode
+// from whoever makes it, and Go's own descriptors are closed on exec anyway.
+func (c Command) launch(cmd *exec.Cmd) error {
+	if c.Script != "" {
+		script, err := memoryFile(c.Script)
+		if err != nil {
+			return fmt.Errorf("handing over the script: %w", err)
+		}
+		defer script.Close()
+		cmd.ExtraFiles = []*os.File{script}
+	}
+	if err := unix.CloseRange(scriptFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("keeping descriptors from the command: %w", err)
+	}
+	defer unix.Umask(unix.Umask(mask))
+	return cmd.Start()
+}
+
+// memoryFile returns a file that holds a script and can't be changed any more.
+// The script closes its descriptor first: the shell has opened the file anew.
+func memoryFile(script string) (*os.File, error) {
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("step", flags|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate("step", flags)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "step")
+	_, err = fmt.Fprintf(f, "exec %d<&-; %s", scriptFD, script)
+	if err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // LookupUser finds an account by name or number.

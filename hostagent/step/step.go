@@ -38,10 +38,14 @@ const (
 // Command is what to run.
 type Command struct {
 	Args []string
+	// Script, when there is one, is run by "/bin/sh -e" in place of Args. It is
+	// handed over in a file of memory: arguments are everybody's to read.
+	Script string
 	// User to run as, a name or number; empty for ours. Another needs root.
 	User string
 	// Env is added to a clean environment (PATH, HOME, USER, LOGNAME, SHELL,
-	// LANG). Nothing of our own environment is passed on.
+	// LANG). Nothing of our own environment is passed on, nor any descriptor
+	// but the standard ones. The mask for new files is 022.
 	Env map[string]string
 	Dir string // default /
 	// Timeout after which the command is stopped; 0 for none.
@@ -114,6 +118,9 @@ func Run(ctx context.Context, c Command) (Result, error) {
 	if c.Grace == 0 {
 		c.Grace = DefaultGrace
 	}
+	if c.Script != "" {
+		c.Args = scriptArgs
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return Result{}, &StartError{c.Args[0], fmt.Errorf("become the reaper of its children: %w", err)}
 	}
@@ -133,7 +140,7 @@ func Run(ctx context.Context, c Command) (Result, error) {
 	}
 	cmd.Stdout, cmd.Stderr = w, w
 	start := time.Now()
-	err = cmd.Start()
+	err = c.launch(cmd)
 	w.Close()
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) {

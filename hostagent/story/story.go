@@ -18,8 +18,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/hostagent/printable"
 )
 
 // Event is one line of the story for programs. Fields that say nothing about
@@ -101,27 +106,62 @@ func Open(o Options) (*Story, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("folder for logs: %w", err)
 	}
+	if err := checkFolders(o.Dir, dir); err != nil {
+		return nil, err
+	}
 	base := filepath.Join(dir, s.start.UTC().Format("20060102T150405Z"))
 	for n := 1; ; n++ {
 		path := base
 		if n > 1 {
 			path = fmt.Sprintf("%s-%d", base, n)
 		}
-		var err error
-		s.events, err = os.OpenFile(path+".jsonl", os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o640)
+		err := s.create(path)
 		if errors.Is(err, fs.ErrExist) && n < 1000 {
 			continue // two runs within a second
 		}
 		if err != nil {
 			return nil, fmt.Errorf("log: %w", err)
 		}
-		s.human, err = os.OpenFile(path+".log", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o640)
-		if err != nil {
-			s.events.Close()
-			return nil, fmt.Errorf("log: %w", err)
-		}
 		return s, nil
 	}
+}
+
+// create makes both files, or none. Neither may be there: what is there already
+// can be a link to somewhere else.
+func (s *Story) create(path string) (err error) {
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL | os.O_APPEND
+	if s.events, err = os.OpenFile(path+".jsonl", flags, 0o640); err != nil {
+		return err
+	}
+	if s.human, err = os.OpenFile(path+".log", flags, 0o640); err != nil {
+		return errors.Join(err, s.events.Close(), os.Remove(path+".jsonl"))
+	}
+	return nil
+}
+
+// checkFolders refuses folders for logs that somebody else can change: he could
+// take a log away, or have it written somewhere else. A folder such as /tmp, in
+// which everybody may change his own only, will do for dir but not for sub.
+func checkFolders(dir, sub string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("folder for logs %s: %w", dir, err)
+	}
+	if st.Mode&0o002 != 0 && st.Mode&unix.S_ISVTX == 0 {
+		return fmt.Errorf("folder for logs %s is writable by everybody; use another, or: chmod o-w %s", dir, dir)
+	}
+	if err := unix.Lstat(sub, &st); err != nil {
+		return fmt.Errorf("folder for logs %s: %w", sub, err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("folder for logs %s is no directory but a link or something else; remove it", sub)
+	case st.Uid != uint32(os.Geteuid()) && st.Uid != 0:
+		return fmt.Errorf("folder for logs %s belongs to user %d; remove it, or use another folder", sub, st.Uid)
+	case st.Mode&0o022 != 0:
+		return fmt.Errorf("folder for logs %s is writable by others; chmod go-w %s", sub, sub)
+	}
+	return nil
 }
 
 // LogPath is the file that people read, EventsPath the one for programs.
@@ -148,7 +188,7 @@ func (s *Story) Tell(e Event) {
 		s.note(err)
 	}
 	indent := ""
-	for text := range bytes.SplitSeq([]byte(e.Text), []byte("\n")) {
+	for text := range strings.SplitSeq(printable.Text(e.Text), "\n") {
 		s.line(fmt.Sprintf("%8.1fs  %s%s\n", e.Elapsed, indent, text))
 		indent = "  "
 	}
@@ -224,7 +264,7 @@ func (o *Output) Close() {
 func (o *Output) Tail() []string { return o.tail }
 
 func (o *Output) emit(line []byte) {
-	text := printable(line)
+	text := lastState(line)
 	if len(o.tail) == tailLines {
 		o.tail = o.tail[1:]
 	}
@@ -234,17 +274,12 @@ func (o *Output) emit(line []byte) {
 	o.s.line("           | " + text + "\n")
 }
 
-// printable replaces what could change a terminal; of a line that redraws
+// lastState makes a line of output fit for a terminal. Of a line that redraws
 // itself with \r only the last state is kept.
-func printable(line []byte) string {
+func lastState(line []byte) string {
 	line = bytes.TrimRight(line, "\r")
 	if i := bytes.LastIndexByte(line, '\r'); i >= 0 {
 		line = line[i+1:]
 	}
-	return string(bytes.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return '·'
-		}
-		return r
-	}, line))
+	return printable.Text(string(line))
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,6 +74,103 @@ func TestStory(t *testing.T) {
 	}
 	if len(events) != 2 || events[1].Job != "nightly" || *events[1].ExitCode != 3 || events[1].Elapsed != 2 {
 		t.Errorf("%+v", events)
+	}
+}
+
+// TestHostileText: what others named does not reach the terminal as they wrote
+// it, in a line of ours either.
+func TestHostileText(t *testing.T) {
+	var terminal bytes.Buffer
+	s, err := Open(Options{Dir: t.TempDir(), Job: "nightly", Terminal: &terminal, Now: clock()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Tell(Event{Event: Warning, Text: "held by a\x1b]0;b\x07\rc\n\u202ed"})
+	out := s.Output()
+	_, _ = out.Write([]byte("e\u202ef\n"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if want := "     1.0s  held by a·]0;b··c\n     1.0s    ·d\n           | e·f\n"; terminal.String() != want {
+		t.Errorf("got %q, want %q", &terminal, want)
+	}
+}
+
+// TestLinksInAFolderOfEverybody: a folder such as /tmp holds what others put
+// there, under names that can be guessed. Nothing is written through it.
+func TestLinksInAFolderOfEverybody(t *testing.T) {
+	put := map[string]func(dir, target string) error{
+		"a link for the log":        func(dir, target string) error { return link(target, dir, "nightly", "20260301T120000Z.log") },
+		"a link for the events":     func(dir, target string) error { return link(target, dir, "nightly", "20260301T120000Z.jsonl") },
+		"a link for the job's logs": func(dir, target string) error { return os.Symlink(filepath.Dir(target), filepath.Join(dir, "nightly")) },
+	}
+	for what, plant := range put {
+		dir, target := t.TempDir(), filepath.Join(t.TempDir(), "precious")
+		if err := os.WriteFile(target, []byte("value"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := plant(dir, target); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(Options{Dir: dir, Job: "nightly", Now: clock()})
+		if err == nil {
+			s.Tell(Event{Event: Note, Text: "hello"})
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if text, err := os.ReadFile(target); err != nil || string(text) != "value" {
+			t.Errorf("%s: the file that it leads to holds %q, %v", what, text, err)
+		}
+		if list, err := os.ReadDir(filepath.Dir(target)); err != nil || len(list) != 1 {
+			t.Errorf("%s: files were made where it leads to: %v, %v", what, list, err)
+		}
+	}
+}
+
+func link(target string, path ...string) error {
+	name := filepath.Join(path...)
+	if err := os.MkdirAll(filepath.Dir(name), 0o750); err != nil {
+		return err
+	}
+	return os.Symlink(target, name)
+}
+
+// TestFolderOfSomebodyElse: logs are not put where others can change them.
+func TestFolderOfSomebodyElse(t *testing.T) {
+	for what, spoil := range map[string]func(dir string) error{
+		"the folder for all jobs": func(dir string) error { return os.Chmod(dir, 0o777) },
+		"the job's folder": func(dir string) error {
+			sub := filepath.Join(dir, "nightly")
+			return errors.Join(os.Mkdir(sub, 0o700), os.Chmod(sub, 0o777))
+		},
+		"the job's folder, of another user": func(dir string) error {
+			sub := filepath.Join(dir, "nightly")
+			if os.Geteuid() != 0 {
+				return errors.Join(os.Mkdir(sub, 0o700), os.Chmod(sub, 0o777))
+			}
+			return errors.Join(os.Mkdir(sub, 0o700), os.Chown(sub, 65534, 65534))
+		},
+	} {
+		dir := t.TempDir()
+		if err := spoil(dir); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := Open(Options{Dir: dir, Job: "nightly", Now: clock()}); err == nil {
+			s.Close()
+			t.Errorf("%s can be changed by others, and is used", what)
+		}
+	}
+	sticky := t.TempDir()
+	if err := os.Chmod(sticky, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(Options{Dir: sticky, Job: "nightly", Now: clock()})
+	if err != nil {
+		t.Fatalf("a folder such as /tmp: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
