@@ -32,6 +32,13 @@ check staticcheck go run "$STATICCHECK" ./...
 check "staticcheck -tags vm,failpoint" go run "$STATICCHECK" -tags vm,failpoint ./...
 check "go mod verify" go mod verify
 
+# The figure of docs/safety.md, 10 times; versions of systemd differ a little.
+if command -v systemd-analyze >/dev/null; then
+	check "hardening of swapbackd.service" systemd-analyze security --offline=true --threshold=27 --no-pager dist/systemd/swapbackd.service
+else
+	echo "NOT CHECKED  hardening of swapbackd.service: systemd-analyze is missing (apt install systemd)"
+fi
+
 # A vulnerability counts; a database that cannot be reached does not.
 if out=$(go run "$GOVULNCHECK" ./... 2>&1); then
 	echo "ok    govulncheck"

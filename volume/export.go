@@ -236,7 +236,7 @@ func (c *Controller) linkPath(t target) string {
 
 // replaceLink makes link point to path, in one step for whoever looks.
 func replaceLink(path, link string) error {
-	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+	if err := makePublic(filepath.Dir(link)); err != nil {
 		return err
 	}
 	tmp := filepath.Join(filepath.Dir(link), "."+filepath.Base(link)+".new")
@@ -247,6 +247,21 @@ func replaceLink(path, link string) error {
 		return err
 	}
 	return os.Rename(tmp, link)
+}
+
+// makePublic makes a directory and those above it that everybody may look into,
+// whatever the daemon's mask for new files is.
+func makePublic(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := makePublic(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 // markQuarantine makes or removes the mark by which the udev rules know that a

@@ -10,6 +10,8 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/holders"
@@ -230,6 +232,22 @@ func TestOnlyUdevIsWaitedFor(t *testing.T) {
 	} {
 		if got := onlyUdev(c.list); got != c.want {
 			t.Errorf("%v: %v", c.list, got)
+		}
+	}
+}
+
+// TestLinksAreForEverybody: the mask of the daemon's unit keeps what it makes to
+// itself; the links are for everybody who may use a device.
+func TestLinksAreForEverybody(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	base := t.TempDir()
+	if err := replaceLink("/dev/ublkb0", filepath.Join(base, "swapback", "tank", "db")); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"swapback", "swapback/tank"} {
+		if fi, err := os.Stat(filepath.Join(base, dir)); err != nil || fi.Mode().Perm() != 0o755 {
+			t.Errorf("%s is %v, %v", dir, fi.Mode(), err)
 		}
 	}
 }

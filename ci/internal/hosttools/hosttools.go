@@ -38,6 +38,7 @@ func VM() []Tool {
 		{"dmsetup", "dmsetup", "a second opinion on device-mapper tables, in tests only", true},
 		{"lsblk", "util-linux", "a second opinion on block devices, in tests only", true},
 		{"ps", "procps", "looking at processes in tests", true},
+		{"systemd-analyze", "systemd", "running the daemon's unit as it is, in tests only", true},
 		{"python3", "python3-minimal", "small helpers in tests", true},
 	}
 }

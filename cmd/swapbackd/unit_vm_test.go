@@ -1,0 +1,296 @@
+//go:build vm
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/api"
+)
+
+const (
+	unitFolder = "/run/systemd/system"
+	unitCgroup = "/sys/fs/cgroup/system.slice/swapbackd.service/cgroup.procs"
+	unitLog    = "/run/swapback-unit.log"
+)
+
+// unit is swapbackd as a real systemd runs it, from dist/systemd/swapbackd.service
+// as it is. The service manager is the first process of a process namespace of
+// its own; /dev, /sys, /run and the kernel's devices are the machine's.
+type unit struct {
+	*process
+	manager int // its process
+}
+
+func startUnit(t *testing.T) *unit {
+	t.Helper()
+	service, err := os.ReadFile("../../dist/systemd/swapbackd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := exec.LookPath("swapbackd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "install", "-D", program, "/usr/local/sbin/swapbackd")
+	for name, text := range map[string]string{
+		"swapbackd.service": string(service),
+		// Only where it writes its log, and the test's group of units.
+		"swapbackd.service.d/log.conf": "[Service]\nStandardError=append:" + unitLog + "\n",
+		"swapback-test.target":         "[Unit]\nDefaultDependencies=no\nWants=swapbackd.service\n",
+	} {
+		path := filepath.Join(unitFolder, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child",
+		"/lib/systemd/systemd", "--system", "--unit=swapback-test.target", "--log-target=console", "--show-status=no")
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "container=test"}
+	var said lockedBuffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	u := &unit{process: &process{
+		t: t, dir: t.TempDir(), disks: strings.Fields(os.Getenv("SWAPBACK_TEST_DISKS")), client: api.NewClient(api.DefaultSocket),
+	}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, _ := os.ReadFile(unitLog)
+			t.Logf("systemd said:\n%s\nswapbackd said:\n%s", tail(said.String(), 40), tail(string(log), 60))
+		}
+		u.finish()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		for _, path := range []string{unitFolder, unitLog, "/usr/local/sbin/swapbackd"} {
+			_ = os.RemoveAll(path)
+		}
+		u.expectNoDevices()
+	})
+	u.waitOther(0)
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.manager, err = strconv.Atoi(strings.TrimSpace(string(children))); err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// waitOther waits for a daemon that answers and is not the process given.
+func (u *unit) waitOther(pid int) int {
+	u.t.Helper()
+	now := pid
+	waitUntil(u.t, "systemd's swapbackd to answer", func() bool {
+		info, err := u.client.Info(u.t.Context())
+		if err == nil {
+			now = info.PID
+		}
+		return err == nil && now != pid
+	})
+	return now
+}
+
+// systemctl runs it beside the service manager.
+func (u *unit) systemctl(args ...string) {
+	u.t.Helper()
+	tool(u.t, "nsenter", append([]string{"-t", fmt.Sprint(u.manager), "-p", "-m", "systemctl"}, args...)...)
+}
+
+// finish removes what is there and ends the service.
+func (u *unit) finish() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	pools, err := u.client.Pools(ctx)
+	if err != nil {
+		u.t.Errorf("pools at the end: %v", err)
+	}
+	for _, p := range pools {
+		if report, err := u.client.CheckPool(ctx, p.Name); err != nil || !report.OK {
+			u.t.Errorf("pool check at the end: %v %q", err, report.Problems)
+		}
+		if err := u.client.DeletePool(ctx, p.Name, true); err != nil {
+			u.t.Errorf("pool delete at the end: %v", err)
+		}
+	}
+	u.client.Close()
+	if u.manager != 0 {
+		u.systemctl("stop", "swapbackd")
+	}
+}
+
+// TestHardenedUnit: everything that the daemon does works under the restrictions
+// of its unit, and the restrictions are there. A restriction that it runs into is
+// a warning in its log, or an error here.
+func TestHardenedUnit(t *testing.T) {
+	u := startUnit(t)
+	u.expectConfined()
+	u.pool()
+	a, b := u.volume("a", 32*MiB), u.volumeWith(api.CreateVolumeRequest{Name: "b", Size: 32 * MiB, Stripes: 2, Zero: true})
+	c := u.volume("c", 16*MiB)
+	data := randomBytes(71, int(c.Size))
+	writeDevice(t, c.Device, 0, data)
+
+	// Under the mask of the unit, what others need is there all the same.
+	for path, want := range map[string]os.FileMode{
+		"/dev/swapback": 0o755, "/dev/swapback/tank": 0o755, "/run/swapback": 0o755,
+		api.DefaultSocket: 0o600, "/var/lib/swapback": 0o750,
+	} {
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != want {
+			t.Errorf("%s: %v %v, want %v", path, fi.Mode(), err, want)
+		}
+	}
+	if text, err := os.ReadFile("/sys/block/" + filepath.Base(a.Device) + "/queue/scheduler"); err != nil || !bytes.Contains(text, []byte("[none]")) {
+		t.Errorf("scheduler of %s: %s %v", a.Device, text, err)
+	}
+
+	load := u.startFio("a", mixedJob(a.Device))
+	u.waitWrites("a", 100)
+	for range 2 { // there and back
+		u.swapUnder(api.BusyHold)
+		u.waitWrites("a", 50)
+	}
+	first := u.waitOther(0)
+	u.systemctl("kill", "--signal=KILL", "swapbackd")
+	second := u.waitOther(first)
+	u.waitWrites("a", 50)
+	u.systemctl("restart", "swapbackd")
+	u.waitOther(second)
+	u.waitWrites("a", 50)
+	if job := load.stop(); job.TotalErr != 0 {
+		t.Errorf("fio saw %d errors, the first errno %d", job.TotalErr, job.FirstError)
+	}
+	if !bytes.Equal(readDevice(t, c.Device, 0, len(data)), data) {
+		t.Error("c does not hold what was written before the kill")
+	}
+	runFio(t, verifyJob(a.Device, "16M"))
+
+	u.expectHolderNamed(a)
+	_, end, err := u.client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a", "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := end(t.Context()); err != nil {
+		t.Error(err)
+	}
+	u.waitNoSnapshot("a")
+	u.waitNoSnapshot("b")
+	if _, err := u.client.Quarantine(t.Context(), "b", api.QuarantineRequest{Quarantine: api.Quarantine{Reason: "test"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("/run/swapback/quarantine/" + filepath.Base(b.Device)); err != nil {
+		t.Errorf("mark for udev: %v", err)
+	}
+	expectNoWrites(t, b.Device)
+	if _, err := u.client.ReleaseQuarantine(t.Context(), "b"); err != nil {
+		t.Error(err)
+	}
+	if _, err := u.client.GrowVolume(t.Context(), "b", 64*MiB); err != nil {
+		t.Error(err)
+	}
+	if r, err := u.client.CheckPool(t.Context(), "tank"); err != nil || !r.OK {
+		t.Errorf("pool check: %v %q", err, r.Problems)
+	}
+	log, err := os.ReadFile(unitLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if !strings.Contains(line, `"level":"INFO"`) {
+			t.Errorf("swapbackd complains: %s", line)
+		}
+	}
+}
+
+// expectHolderNamed has somebody beside the daemon open a volume: the preflight
+// sees into processes of other users.
+func (u *unit) expectHolderNamed(v api.Volume) {
+	u.t.Helper()
+	if err := os.Chmod(v.Device, 0o666); err != nil {
+		u.t.Fatal(err)
+	}
+	cmd := exec.Command("nsenter", "-t", fmt.Sprint(u.manager), "-p", "--", "setpriv", "--reuid", "65534", "--clear-groups",
+		"sh", "-c", "exec 3<"+v.Device+"; echo open; exec sleep 1000")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		u.t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 8)); err != nil {
+		u.t.Fatal(err)
+	}
+	list, err := u.client.Holders(u.t.Context(), v.Name)
+	if err != nil || len(list) != 1 || list[0].Command != "sleep" {
+		u.t.Errorf("holders of %s: %+v, %v", v.Name, list, err)
+	}
+	tool(u.t, "pkill", "-KILL", "-P", fmt.Sprint(cmd.Process.Pid))
+	_ = cmd.Wait()
+	waitUntil(u.t, "the holder to go", func() bool {
+		list, err := u.client.Holders(u.t.Context(), v.Name)
+		return err == nil && len(list) == 0
+	})
+}
+
+// expectConfined fails unless the restrictions are on the daemon's process.
+func (u *unit) expectConfined() {
+	u.t.Helper()
+	text, err := os.ReadFile(unitCgroup)
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	pid := strings.TrimSpace(string(text))
+	status, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	caps := uint64(0)
+	for _, c := range []uint{unix.CAP_SYS_ADMIN, unix.CAP_SYS_RESOURCE, unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE, unix.CAP_CHOWN} {
+		caps |= 1 << c
+	}
+	for _, want := range []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n", fmt.Sprintf("CapBnd:\t%016x\n", caps), fmt.Sprintf("CapEff:\t%016x\n", caps), "Umask:\t0077\n"} {
+		if !strings.Contains(string(status), want) {
+			u.t.Errorf("process of swapbackd: no %q in\n%s", want, status)
+		}
+	}
+	// From within its mounts, and from within its group of devices.
+	inside := []string{"nsenter", "-t", pid, "-m", "--"}
+	member := func(script string) []string {
+		return []string{"sh", "-ec", "echo $$ > " + unitCgroup + "; " + script}
+	}
+	for what, args := range map[string][]string{
+		"write to /usr":         append(inside, "touch", "/usr/x"),
+		"write to /etc":         append(inside, "touch", "/etc/x"),
+		"write to /proc/sys":    append(inside, "sh", "-c", "echo 1 > /proc/sys/vm/drop_caches"),
+		"write to /sys/kernel":  append(inside, "sh", "-c", "echo 0 > /sys/kernel/mm/ksm/run"),
+		"open the kernel's log": member("head -c1 /dev/kmsg"),
+		"open memory":           member("head -c1 /dev/mem"),
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err == nil {
+			u.t.Errorf("swapbackd can %s: %s", what, out)
+		}
+	}
+	for what, args := range map[string][]string{
+		"write its state": append(inside, "sh", "-c", "touch /var/lib/swapback/x && rm /var/lib/swapback/x"),
+		"read a disk":     member("head -c512 " + u.disks[0] + " > /dev/null"),
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			u.t.Errorf("swapbackd can't %s: %v %s", what, err, out)
+		}
+	}
+}
