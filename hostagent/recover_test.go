@@ -471,3 +471,17 @@ func TestLongReasonIsCut(t *testing.T) {
 		t.Errorf("the label is %.200v", q)
 	}
 }
+
+// TestReasonOnTheLabel: a step can fail with any text, and its data is labelled
+// all the same.
+func TestReasonOnTheLabel(t *testing.T) {
+	w := newWorld(t, 100, "db")
+	w.backup("db")
+	_, err := w.recover(func(o *RecoverOptions) { o.Reason = "start /x: no such file\n\x1b[2J  (look again)\n" }, "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q := w.show("db-spare").Position.Quarantine; q == nil || q.Reason != "start /x: no such file [2J (look again)" {
+		t.Errorf("label %+v", q)
+	}
+}

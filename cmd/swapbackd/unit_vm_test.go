@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -13,11 +12,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/soak/rig"
 )
 
 const (
@@ -44,7 +43,7 @@ func startUnit(t *testing.T) *unit {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tool(t, "install", "-D", program, "/usr/local/sbin/swapbackd")
+	rig.Tool(t, "install", "-D", program, "/usr/local/sbin/swapbackd")
 	for name, text := range map[string]string{
 		"swapbackd.service": string(service),
 		// Only where it writes its log, and the test's group of units.
@@ -59,26 +58,27 @@ func startUnit(t *testing.T) *unit {
 	cmd := exec.Command("unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child",
 		"/lib/systemd/systemd", "--system", "--unit=swapback-test.target", "--log-target=console", "--show-status=no")
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "container=test"}
-	var said lockedBuffer
+	var said rig.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	u := &unit{process: &process{
-		t: t, dir: t.TempDir(), disks: strings.Fields(os.Getenv("SWAPBACK_TEST_DISKS")), client: api.NewClient(api.DefaultSocket),
-	}}
+	u := &unit{process: &process{Daemon: rig.Attach(t, api.DefaultSocket), t: t}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			log, _ := os.ReadFile(unitLog)
-			t.Logf("systemd said:\n%s\nswapbackd said:\n%s", tail(said.String(), 40), tail(string(log), 60))
+			t.Logf("systemd said:\n%s\nswapbackd said:\n%s", rig.Tail(said.String(), 40), rig.Tail(string(log), 60))
 		}
-		u.finish()
+		u.RemovePools()
+		if u.manager != 0 {
+			u.systemctl("stop", "swapbackd")
+		}
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		for _, path := range []string{unitFolder, unitLog, "/usr/local/sbin/swapbackd"} {
 			_ = os.RemoveAll(path)
 		}
-		u.expectNoDevices()
+		rig.ExpectNoDevices(t)
 	})
 	u.waitOther(0)
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
@@ -95,8 +95,8 @@ func startUnit(t *testing.T) *unit {
 func (u *unit) waitOther(pid int) int {
 	u.t.Helper()
 	now := pid
-	waitUntil(u.t, "systemd's swapbackd to answer", func() bool {
-		info, err := u.client.Info(u.t.Context())
+	rig.WaitUntil(u.t, "systemd's swapbackd to answer", func() bool {
+		info, err := u.Client.Info(u.t.Context())
 		if err == nil {
 			now = info.PID
 		}
@@ -108,29 +108,7 @@ func (u *unit) waitOther(pid int) int {
 // systemctl runs it beside the service manager.
 func (u *unit) systemctl(args ...string) {
 	u.t.Helper()
-	tool(u.t, "nsenter", append([]string{"-t", fmt.Sprint(u.manager), "-p", "-m", "systemctl"}, args...)...)
-}
-
-// finish removes what is there and ends the service.
-func (u *unit) finish() {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	pools, err := u.client.Pools(ctx)
-	if err != nil {
-		u.t.Errorf("pools at the end: %v", err)
-	}
-	for _, p := range pools {
-		if report, err := u.client.CheckPool(ctx, p.Name); err != nil || !report.OK {
-			u.t.Errorf("pool check at the end: %v %q", err, report.Problems)
-		}
-		if err := u.client.DeletePool(ctx, p.Name, true); err != nil {
-			u.t.Errorf("pool delete at the end: %v", err)
-		}
-	}
-	u.client.Close()
-	if u.manager != 0 {
-		u.systemctl("stop", "swapbackd")
-	}
+	rig.Tool(u.t, "nsenter", append([]string{"-t", fmt.Sprint(u.manager), "-p", "-m", "systemctl"}, args...)...)
 }
 
 // TestHardenedUnit: everything that the daemon does works under the restrictions
@@ -139,11 +117,11 @@ func (u *unit) finish() {
 func TestHardenedUnit(t *testing.T) {
 	u := startUnit(t)
 	u.expectConfined()
-	u.pool()
-	a, b := u.volume("a", 32*MiB), u.volumeWith(api.CreateVolumeRequest{Name: "b", Size: 32 * MiB, Stripes: 2, Zero: true})
-	c := u.volume("c", 16*MiB)
-	data := randomBytes(71, int(c.Size))
-	writeDevice(t, c.Device, 0, data)
+	u.Pool()
+	a, b := u.Volume("a", 32*MiB), u.VolumeWith(api.CreateVolumeRequest{Name: "b", Size: 32 * MiB, Stripes: 2, Zero: true})
+	c := u.Volume("c", 16*MiB)
+	data := rig.RandomBytes(71, int(c.Size))
+	rig.WriteDevice(t, c.Device, 0, data)
 
 	// Under the mask of the unit, what others need is there all the same.
 	for path, want := range map[string]os.FileMode{
@@ -158,29 +136,29 @@ func TestHardenedUnit(t *testing.T) {
 		t.Errorf("scheduler of %s: %s %v", a.Device, text, err)
 	}
 
-	load := u.startFio("a", mixedJob(a.Device))
-	u.waitWrites("a", 100)
+	load := u.StartFio("a", rig.MixedJob(a.Device))
+	u.WaitWrites("a", 100)
 	for range 2 { // there and back
 		u.swapUnder(api.BusyHold)
-		u.waitWrites("a", 50)
+		u.WaitWrites("a", 50)
 	}
 	first := u.waitOther(0)
 	u.systemctl("kill", "--signal=KILL", "swapbackd")
 	second := u.waitOther(first)
-	u.waitWrites("a", 50)
+	u.WaitWrites("a", 50)
 	u.systemctl("restart", "swapbackd")
 	u.waitOther(second)
-	u.waitWrites("a", 50)
-	if job := load.stop(); job.TotalErr != 0 {
+	u.WaitWrites("a", 50)
+	if job := load.Stop(); job.TotalErr != 0 {
 		t.Errorf("fio saw %d errors, the first errno %d", job.TotalErr, job.FirstError)
 	}
-	if !bytes.Equal(readDevice(t, c.Device, 0, len(data)), data) {
+	if !bytes.Equal(rig.ReadDevice(t, c.Device, 0, len(data)), data) {
 		t.Error("c does not hold what was written before the kill")
 	}
-	runFio(t, verifyJob(a.Device, "16M"))
+	rig.RunFio(t, rig.VerifyJob(a.Device, "16M"))
 
 	u.expectHolderNamed(a)
-	_, end, err := u.client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a", "b"}})
+	_, end, err := u.Client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a", "b"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,20 +167,20 @@ func TestHardenedUnit(t *testing.T) {
 	}
 	u.waitNoSnapshot("a")
 	u.waitNoSnapshot("b")
-	if _, err := u.client.Quarantine(t.Context(), "b", api.QuarantineRequest{Quarantine: api.Quarantine{Reason: "test"}}); err != nil {
+	if _, err := u.Client.Quarantine(t.Context(), "b", api.QuarantineRequest{Quarantine: api.Quarantine{Reason: "test"}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat("/run/swapback/quarantine/" + filepath.Base(b.Device)); err != nil {
 		t.Errorf("mark for udev: %v", err)
 	}
 	expectNoWrites(t, b.Device)
-	if _, err := u.client.ReleaseQuarantine(t.Context(), "b"); err != nil {
+	if _, err := u.Client.ReleaseQuarantine(t.Context(), "b"); err != nil {
 		t.Error(err)
 	}
-	if _, err := u.client.GrowVolume(t.Context(), "b", 64*MiB); err != nil {
+	if _, err := u.Client.GrowVolume(t.Context(), "b", 64*MiB); err != nil {
 		t.Error(err)
 	}
-	if r, err := u.client.CheckPool(t.Context(), "tank"); err != nil || !r.OK {
+	if r, err := u.Client.CheckPool(t.Context(), "tank"); err != nil || !r.OK {
 		t.Errorf("pool check: %v %q", err, r.Problems)
 	}
 	log, err := os.ReadFile(unitLog)
@@ -235,14 +213,14 @@ func (u *unit) expectHolderNamed(v api.Volume) {
 	if _, err := out.Read(make([]byte, 8)); err != nil {
 		u.t.Fatal(err)
 	}
-	list, err := u.client.Holders(u.t.Context(), v.Name)
+	list, err := u.Client.Holders(u.t.Context(), v.Name)
 	if err != nil || len(list) != 1 || list[0].Command != "sleep" {
 		u.t.Errorf("holders of %s: %+v, %v", v.Name, list, err)
 	}
-	tool(u.t, "pkill", "-KILL", "-P", fmt.Sprint(cmd.Process.Pid))
+	rig.Tool(u.t, "pkill", "-KILL", "-P", fmt.Sprint(cmd.Process.Pid))
 	_ = cmd.Wait()
-	waitUntil(u.t, "the holder to go", func() bool {
-		list, err := u.client.Holders(u.t.Context(), v.Name)
+	rig.WaitUntil(u.t, "the holder to go", func() bool {
+		list, err := u.Client.Holders(u.t.Context(), v.Name)
 		return err == nil && len(list) == 0
 	})
 }
@@ -287,7 +265,7 @@ func (u *unit) expectConfined() {
 	}
 	for what, args := range map[string][]string{
 		"write its state": append(inside, "sh", "-c", "touch /var/lib/swapback/x && rm /var/lib/swapback/x"),
-		"read a disk":     member("head -c512 " + u.disks[0] + " > /dev/null"),
+		"read a disk":     member("head -c512 " + u.Disks[0] + " > /dev/null"),
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			u.t.Errorf("swapbackd can't %s: %v %s", what, err, out)

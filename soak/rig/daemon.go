@@ -85,6 +85,14 @@ func StartWith(t *testing.T, opt Options) *Daemon {
 	return d
 }
 
+// Attach is for a swapbackd that a service manager runs, on all of the machine's
+// test disks. Only what goes through Client works on it, and how it is ended and
+// what it leaves is the caller's to see to; RemovePools comes before that.
+func Attach(t *testing.T, socket string) *Daemon {
+	t.Helper()
+	return &Daemon{Options: Options{Disks: Disks(t)}, Client: api.NewClient(socket), Dir: t.TempDir(), Log: &Buffer{}, t: t}
+}
+
 // Socket is the path of the daemon's socket.
 func (d *Daemon) Socket() string { return filepath.Join(d.Dir, "sock") }
 
@@ -261,20 +269,26 @@ func (d *Daemon) check(ctx context.Context) []api.Pool {
 
 // finish checks, cleans up, and looks for what the daemon left.
 func (d *Daemon) finish() {
-	// The test's context has ended by now.
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	if d.t.Failed() {
 		d.t.Logf("swapbackd said:\n%s", Tail(d.Log.String(), 60))
 	}
+	d.RemovePools()
+	d.checkLeaks()
+	ExpectNoDevices(d.t)
+}
+
+// RemovePools checks the pools, deletes them with their volumes, and closes Client.
+func (d *Daemon) RemovePools() {
+	d.t.Helper()
+	// The test's context may have ended by now.
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	for _, p := range d.check(ctx) {
 		if err := d.Client.DeletePool(ctx, p.Name, true); err != nil {
 			d.t.Errorf("pool delete at the end: %v", err)
 		}
 	}
 	d.Client.Close()
-	d.checkLeaks()
-	expectNoDevices(d.t)
 }
 
 // checkLeaks compares descriptors with those of the idle daemon, and ends it
@@ -325,8 +339,8 @@ func (d *Daemon) listFDs() string {
 	return b.String()
 }
 
-// expectNoDevices fails when a block device of swapback is left in the kernel.
-func expectNoDevices(t *testing.T) {
+// ExpectNoDevices fails when a block device of swapback is left in the kernel.
+func ExpectNoDevices(t *testing.T) {
 	for _, pattern := range []string{"/sys/block/ublkb*", "/sys/class/ublk-char/*", "/dev/ublkc*"} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			t.Errorf("ublk devices are left: %q", left)
