@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -57,8 +58,17 @@ is given; disks that are in use are refused in any case. What the disks hold is 
 func runPoolCreate(ctx context.Context, a *app, o poolCreateOptions, name string, disks []string) error {
 	c := a.client()
 	defer c.Close()
+	// The daemon knows nothing of where we are.
+	paths := make([]string, len(disks))
+	for i, disk := range disks {
+		path, err := filepath.Abs(disk)
+		if err != nil {
+			return usagef("disk %s: %v", disk, err)
+		}
+		paths[i] = path
+	}
 	pool, err := c.CreatePool(ctx, api.CreatePoolRequest{
-		Name: name, Disks: disks, ExtentSize: int64(o.extentSize), Force: o.force,
+		Name: name, Disks: paths, ExtentSize: int64(o.extentSize), Force: o.force,
 	})
 	if err != nil {
 		return err

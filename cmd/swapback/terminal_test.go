@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/swapback/swapback/api"
 )
 
@@ -39,4 +41,15 @@ func TestOthersTextDoesNotReachTheTerminal(t *testing.T) {
 	look("volume", "delete", "db-spare", "--force")
 	c.svc.fail = fmt.Errorf("taking it away: %w", &api.Error{Code: api.CodeInUse, Message: hostile, Holders: c.svc.holders})
 	look("volume", "delete", "db", "--yes")
+}
+
+// TestDisksAreNamedFromTheRoot: a path is the caller's, wherever the daemon runs.
+func TestDisksAreNamedFromTheRoot(t *testing.T) {
+	t.Chdir("/usr/lib")
+	c := newCLI(t)
+	c.run("pool", "create", "tank2", "x", "../y//z", "/dev/./a")
+	want := []any{api.CreatePoolRequest{Name: "tank2", Disks: []string{"/usr/lib/x", "/usr/y/z", "/dev/a"}}}
+	if diff := cmp.Diff(want, c.svc.created); diff != "" {
+		t.Errorf("asked for (-want +got):\n%s", diff)
+	}
 }

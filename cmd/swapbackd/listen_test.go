@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/api"
 )
 
 // TestSocketIsPrivateFromItsFirstMoment: with the mask of a careless caller,
@@ -216,5 +219,51 @@ func TestChangesAreLoggedWithTheirCaller(t *testing.T) {
 	}
 	if strings.Contains(logged.String(), "body-of") {
 		t.Errorf("the body is in the log: %s", &logged)
+	}
+}
+
+// TestClientsThatDoNotGetToThePoint: one that is silent, one with a header and one
+// with a body that never ends, and one with a header that is too long: each is
+// let go, and its place is free again.
+func TestClientsThatDoNotGetToThePoint(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	ln, err := listen(path, "no-such-group")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	// No service: none of these requests may reach one.
+	srv := newServer(t.Context(), api.NewHandler(nil, nil, "test", log), log)
+	if srv.ReadHeaderTimeout != headerTime || srv.IdleTimeout != idleTime {
+		t.Errorf("the server waits %v for a header, %v for a request", srv.ReadHeaderTimeout, srv.IdleTimeout)
+	}
+	srv.ReadHeaderTimeout = 100 * time.Millisecond // the test's patience; the real one is above
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	for what, text := range map[string]string{
+		"silent": "", "half a header": "POST /v1/pools HTTP/1.1\r\nHost: x\r\n",
+		"half a body": "POST /v1/pools HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"name\":",
+		"long header": "GET /v1/pools HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 2*maxHeader) + "\r\n",
+	} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The server may have closed before all is written.
+		_, _ = io.WriteString(c, text)
+		_ = c.SetReadDeadline(time.Now().Add(2 * time.Minute))
+		answer, err := io.ReadAll(c)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection stays open", what)
+		}
+		if len(answer) > 0 && !bytes.HasPrefix(answer, []byte("HTTP/1.1 4")) {
+			t.Errorf("%s: answered %.100q", what, answer)
+		}
+		c.Close()
+	}
+	_ = srv.Close()
+	<-done
+	if n := len(ln.(*limitedListener).free); n != 0 {
+		t.Errorf("%d places are still taken", n)
 	}
 }

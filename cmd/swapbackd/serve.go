@@ -24,17 +24,7 @@ const (
 // serve answers requests on the socket until ctx ends, and then lets those
 // that are under way come to their end.
 func serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logger) error {
-	srv := &http.Server{
-		Handler:           logCallers(h, log),
-		ReadHeaderTimeout: headerTime,
-		IdleTimeout:       idleTime,
-		MaxHeaderBytes:    maxHeader,
-		// Snapshots are held by open requests. They see the end of the daemon
-		// through this context and let go.
-		BaseContext: func(net.Listener) context.Context { return ctx },
-		ConnContext: withCaller,
-		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
+	srv := newServer(ctx, h, log)
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(ln) }()
 	select {
@@ -49,6 +39,22 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logge
 		return srv.Close()
 	}
 	return nil
+}
+
+// newServer bounds what a client may cost before a request of it is known. How
+// long a body may take is bounded by the API's handler.
+func newServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           logCallers(h, log),
+		ReadHeaderTimeout: headerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    maxHeader,
+		// Snapshots are held by open requests. They see the end of the daemon
+		// through this context and let go.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withCaller,
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
 }
 
 type callerKey struct{}
