@@ -94,6 +94,25 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// TestMistakesDoNotQuoteVariables: a mistake in a secret is told without it.
+func TestMistakesDoNotQuoteVariables(t *testing.T) {
+	mistakes := 0
+	for _, value := range []string{`[hush]`, `{hush: 1}`, `&a hush`, `*hush`, `!!binary hush`, `"hush\0"`, `"hush`, `hush: hush`, `'hush' hush`, `@hush`, "|\n      hush\n     hush\n   hush"} {
+		text := "name: j\nrepository: /r\nvolumes: [{name: a}]\nsteps:\n  - name: s\n    run: x\n    env:\n      PASSWORD: " + value + "\n"
+		_, err := Parse("job.yaml", []byte(text))
+		if err == nil {
+			continue // not a mistake to YAML
+		}
+		mistakes++
+		if strings.Contains(err.Error(), "hush") {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
+	if mistakes < 7 {
+		t.Errorf("only %d of the texts are mistakes", mistakes)
+	}
+}
+
 // TestFileOfSomebodyElse: root runs no job that another user can write, as cron
 // does not: whoever writes the file says what root does.
 func TestFileOfSomebodyElse(t *testing.T) {
