@@ -16,6 +16,7 @@ const (
 	CodeGeneration  = "generation"  // the position has another generation than expected
 	CodeNoSpace     = "no_space"    // not enough free extents
 	CodeQuarantined = "quarantined" // the position is in quarantine
+	CodeDegraded    = "degraded"    // extents of the volume are on a missing member
 	CodeUnsupported = "unsupported" // the kernel can't do this
 	CodeInternal    = "internal"    // something failed below
 	CodeUnavailable = "unavailable" // the daemon does not answer
@@ -59,7 +60,7 @@ func StatusOf(code string) int {
 		return http.StatusUnprocessableEntity
 	case CodeNotFound:
 		return http.StatusNotFound
-	case CodeExists, CodeBusy, CodeInUse, CodeGeneration, CodeQuarantined:
+	case CodeExists, CodeBusy, CodeInUse, CodeGeneration, CodeQuarantined, CodeDegraded:
 		return http.StatusConflict
 	case CodeNoSpace:
 		return http.StatusInsufficientStorage

@@ -49,13 +49,23 @@ type Pool struct {
 	Generation  uint64    `json:"generation" doc:"metadata generation, grows with every commit"`
 	Members     []Member  `json:"members"`
 	Volumes     int       `json:"volumes" doc:"number of volumes"`
+	Degraded    bool      `json:"degraded" doc:"whether a member takes no part"`
 }
+
+// States of a member disk.
+const (
+	MemberOK      = "ok"
+	MemberMissing = "missing" // no disk; extents on it answer errors
+	MemberFailed  = "failed"  // its metadata can't be read or written
+)
 
 // Member is one disk of a pool.
 type Member struct {
 	Index       int    `json:"index"`
 	UUID        string `json:"uuid"`
-	Path        string `json:"path" doc:"block device that holds the member now"`
+	Path        string `json:"path" doc:"block device that holds the member now, or held it last"`
+	State       string `json:"state" enum:"ok,missing,failed"`
+	Problem     string `json:"problem,omitempty" doc:"why a member takes no part"`
 	Extents     int64  `json:"extents"`
 	FreeExtents int64  `json:"free_extents"`
 	DataOffset  int64  `json:"data_offset" doc:"byte on the disk where extent 0 begins"`
@@ -67,6 +77,7 @@ const (
 	StateServing  = "serving"  // block device answers
 	StateBusy     = "busy"     // a swap is under way; I/O is held or refused
 	StateFailed   = "failed"   // should be attached but is not; Error says why
+	StateDegraded = "degraded" // served, but extents on a member that is missing or failed; Error says which
 )
 
 // Volume is a name that a host sees, together with the position behind it now.
@@ -75,8 +86,9 @@ type Volume struct {
 	Pool         string   `json:"pool"`
 	UUID         string   `json:"uuid"`
 	Size         int64    `json:"size"`
-	State        string   `json:"state" enum:"detached,serving,busy,failed"`
-	Error        string   `json:"error,omitempty" doc:"why a failed volume is not served"`
+	State        string   `json:"state" enum:"detached,serving,busy,failed,degraded"`
+	Error        string   `json:"error,omitempty" doc:"why a failed volume is not served, or which member a degraded one lacks"`
+	Degraded     bool     `json:"degraded,omitempty" doc:"whether it has extents on a member that is missing or failed"`
 	Attached     bool     `json:"attached" doc:"whether the volume is served whenever the daemon runs"`
 	ReadOnly     bool     `json:"read_only"`
 	Device       string   `json:"device,omitempty" doc:"block device" example:"/dev/ublkb0"`

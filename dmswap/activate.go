@@ -29,7 +29,7 @@ func (p *Pool) wantedDevices() []wanted {
 	defer p.mu.Unlock()
 	list := make([]wanted, len(p.meta.Volumes))
 	for i, v := range p.meta.Volumes {
-		list[i] = wanted{v, p.ref(v.UUID, ""), p.place.volumeTable(&v, p.meta.position(v.Position))}
+		list[i] = wanted{v, p.ref(v.UUID, ""), p.place().volumeTable(&v, p.meta.position(v.Position))}
 	}
 	return list
 }

@@ -54,7 +54,11 @@ func (c *checker) members() error {
 	if err != nil {
 		return err
 	}
-	for _, m := range p.store.members {
+	for i, m := range p.store.members {
+		if state, problem := p.memberState(i); state != MemberOK {
+			c.problem("disk %s: member %d is %s: %s", m.path, i, state, problem)
+			continue
+		}
 		l, err := readLabel(m.disk)
 		switch {
 		case err != nil:
@@ -140,7 +144,7 @@ func (c *checker) volumes() error {
 
 func (c *checker) volume(v *volumeRecord) error {
 	p := c.pool
-	own := p.place.volumeTable(v, p.meta.position(v.Position))
+	own := p.place().volumeTable(v, p.meta.position(v.Position))
 	if p.snaps[v.UUID] == nil {
 		return c.device(v, "", own)
 	}
@@ -152,7 +156,7 @@ func (c *checker) volume(v *volumeRecord) error {
 		c.problem("volume %s: its snapshot has no extents reserved", v.Name)
 		return nil
 	}
-	if err := c.device(v, suffixCOW, p.place.table(cow.Segments, 0, countExtents(cow.Segments)*p.place.extentSize)); err != nil {
+	if err := c.device(v, suffixCOW, p.place().table(cow.Segments, 0, countExtents(cow.Segments)*p.place().extentSize)); err != nil {
 		return err
 	}
 	real, err := p.kernel.Info(p.ref(v.UUID, suffixReal))

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // hashDisk reads the ends of a disk: all places that a pool that is created or
@@ -235,19 +237,24 @@ func TestVMBadMembers(t *testing.T) {
 	bothSlots := func(f *os.File) error {
 		return errors.Join(garble(slotsOffset+slotBody+5)(f), garble(slotsOffset+slotSize+slotBody+5)(f))
 	}
+	const degraded = "opens degraded"
 	for _, tt := range []struct {
 		name  string
 		disks []string
 		kind  error // nil: the pool opens
 		want  string
 	}{
-		{"missing", disks[:1], ErrDamaged, "member 1 of 2 is missing"},
+		{"missing", disks[:1], nil, degraded},
 		{"no label", []string{disks[0], blankDisk}, ErrNoPool, blankDisk},
 		{"twice", []string{disks[0], disks[0]}, ErrInvalid, "same disk"},
 		{"copy", []string{disks[0], disks[1], copyOf(1, 64<<20, nil)}, ErrDamaged, "both are member 1"},
 		{"truncated", []string{disks[0], copyOf(1, 63<<20, nil)}, ErrDamaged, "67108864"},
 		{"cut to nothing", []string{disks[0], copyOf(1, 4096, nil)}, ErrNoPool, "ends before byte 8192"},
-		{"corrupt label", []string{disks[0], copyOf(1, 64<<20, garble(labelOffset+200))}, ErrDamaged, "label is corrupt"},
+		{"corrupt label", []string{disks[0], copyOf(1, 64<<20, garble(labelOffset+200))}, nil, "opens with a problem"},
+		{"garbled label", []string{disks[0], copyOf(1, 64<<20, garble(labelOffset))}, nil, "opens with a problem"},
+		{"corrupt label and slots", []string{disks[0], copyOf(1, 64<<20, func(f *os.File) error {
+			return errors.Join(bothSlots(f), garble(labelOffset+200)(f))
+		})}, nil, degraded},
 		{"future label", []string{disks[0], copyOf(1, 64<<20, func(f *os.File) error {
 			l, err := readLabel(alignedFile{f})
 			if err != nil {
@@ -274,10 +281,23 @@ func TestVMBadMembers(t *testing.T) {
 			}
 			p, err := Open(ctx, OpenOptions{Disks: tt.disks, Logger: testLogger(t)})
 			if err == nil {
-				mustCheck(t, p)
 				info, e := p.Volume("v")
 				if e != nil {
 					t.Fatal(e)
+				}
+				if (tt.want == degraded) != p.Info().Degraded() {
+					t.Errorf("members %+v", p.Info().Members)
+				}
+				if tt.want == degraded {
+					mustCheckDegraded(t, p)
+					mustFail(t, info.Device)
+					if err := errors.Join(p.Deactivate(ctx), p.Close()); err != nil {
+						t.Fatal(err)
+					}
+					return
+				}
+				if tt.want != "opens with a problem" {
+					mustCheck(t, p)
 				}
 				f := direct(t, info.Device)
 				verify(t, f, 'v', info.Size)
@@ -304,8 +324,22 @@ func TestVMBadMembers(t *testing.T) {
 		})
 	}
 	found, err := Scan(ctx, ScanOptions{Disks: disks[1:]})
-	if err != nil || len(found) != 1 || !slices.Equal(found[0].Missing, []int{0}) || len(found[0].Problems) != 1 {
+	if err != nil || len(found) != 1 || !slices.Equal(found[0].Missing, []int{0}) || len(found[0].Problems) != 0 || found[0].MissingText() == "" {
 		t.Errorf("scan with a disk missing: %+v, %v", found, err)
+	}
+}
+
+// mustFail wants a device to answer reads and writes with I/O errors.
+func mustFail(t *testing.T, path string) {
+	t.Helper()
+	f := direct(t, path)
+	defer f.Close()
+	b := alignedBuffer(blockSize)
+	if _, err := f.ReadAt(b, 0); !errors.Is(err, unix.EIO) {
+		t.Errorf("%s: read: %v", path, err)
+	}
+	if _, err := f.WriteAt(b, 0); !errors.Is(err, unix.EIO) {
+		t.Errorf("%s: write: %v", path, err)
 	}
 }
 

@@ -20,7 +20,12 @@ var (
 	ErrUnsupported = errors.New("not supported by this kernel")
 	ErrNoPool      = errors.New("no pool on this disk")
 	ErrDamaged     = errors.New("pool is damaged or incomplete")
-	ErrClosed      = errors.New("pool is closed")
+	// ErrSplit means that members were used without each other. It is an
+	// ErrDamaged too.
+	ErrSplit = errors.New("pool is split")
+	// ErrDegraded refuses an operation on a volume that lacks a member.
+	ErrDegraded = errors.New("volume is degraded")
+	ErrClosed   = errors.New("pool is closed")
 	// ErrCommitted marks a failure after the point of no return: the change is
 	// on the disks and will be finished when the pool is opened again.
 	ErrCommitted = errors.New("committed, but not finished")
@@ -48,7 +53,9 @@ func (e *Error) Error() string {
 }
 
 // Is makes errors.Is find the kind.
-func (e *Error) Is(target error) bool { return target == e.Kind }
+func (e *Error) Is(target error) bool {
+	return target == e.Kind || target == ErrDamaged && e.Kind == ErrSplit
+}
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
@@ -133,6 +140,24 @@ func (e *SnapshotOpenError) remedy() string {
 
 // Is makes the error an [ErrSnapshot] and an [ErrBusy].
 func (e *SnapshotOpenError) Is(target error) bool { return target == ErrSnapshot || target == ErrBusy }
+
+// DegradedError refuses an operation because some of a volume's extents are on
+// a member that is missing or failed.
+type DegradedError struct {
+	Volume string
+	Why    string // which member, and what is wrong with it
+}
+
+func (e *DegradedError) Error() string {
+	return fmt.Sprintf("volume %s is degraded: %s (%s)", e.Volume, e.Why, e.remedy())
+}
+
+func (e *DegradedError) remedy() string {
+	return "connect the disk and say swapback pool rejoin POOL; until then other volumes can be used"
+}
+
+// Is makes the error an [ErrDegraded].
+func (e *DegradedError) Is(target error) bool { return target == ErrDegraded }
 
 // Remedy returns what an error of this package tells the user to do, or "".
 func Remedy(err error) string {

@@ -82,6 +82,8 @@ type fakeDisk struct {
 	bytes   []byte      // as a reader sees it
 	pending []fakeWrite // since the last Sync, with what was there before
 	zeroed  [][2]int64
+	// bad makes reads of these bytes fail, if not nil.
+	bad func(off, length int64) bool
 }
 
 type fakeWrite struct {
@@ -94,6 +96,9 @@ func (d *fakeDisk) ReadAt(p []byte, off int64) (int, error) {
 	defer d.mu.Unlock()
 	if err := misaligned(p, off); err != nil {
 		return 0, err
+	}
+	if d.bad != nil && d.bad(off, int64(len(p))) {
+		return 0, fmt.Errorf("read %s: %w", d.name, unix.EIO)
 	}
 	return copy(p, d.bytes[off:]), nil
 }
@@ -410,30 +415,32 @@ func (w *world) open(t *testing.T) *Pool {
 	return p
 }
 
-func (w *world) tryOpen() (*Pool, error) {
-	var disks []memberDisk
-	var devices []dm.Device
-	var paths []string
-	var sizes []int64
-	var labels []label
+func (w *world) tryOpen() (*Pool, error) { return w.tryOpenOn(nil) }
+
+// tryOpenOn opens the pool without the members for which away is true.
+func (w *world) tryOpenOn(away func(member int) bool) (*Pool, error) {
+	members := make([]openMember, len(w.disks))
 	for i, d := range w.disks {
+		if away != nil && away(i) {
+			continue
+		}
 		l, err := readLabel(d)
 		if err != nil {
-			return nil, err
+			ok := false
+			if l, ok = recognise(d, w.labels[i].DiskSize, w.labels[i].SlotSize); !ok {
+				return nil, err
+			}
 		}
-		labels = append(labels, l)
-		disks = append(disks, d)
-		devices = append(devices, dm.Device{Major: 259, Minor: uint32(i)})
-		paths = append(paths, d.name)
-		sizes = append(sizes, l.DiskSize)
+		members[i] = openMember{d, l, err, memberDevice(i), d.name, l.DiskSize}
 	}
-	p, err := openPool(context.Background(), w.kernel, disks, labels, devices, paths, sizes,
-		slog.New(slog.DiscardHandler), func(string) error { return nil })
+	p, err := openPool(context.Background(), w.kernel, members, slog.New(slog.DiscardHandler), func(string) error { return nil })
 	if err == nil {
 		p.patience = 0
 	}
 	return p, err
 }
+
+func memberDevice(i int) dm.Device { return dm.Device{Major: 259, Minor: uint32(i)} }
 
 // mustCheck fails the test when the pool is not consistent.
 func mustCheck(t *testing.T, p *Pool) {
@@ -447,6 +454,21 @@ func mustCheck(t *testing.T, p *Pool) {
 	}
 }
 
+// mustCheckDegraded is mustCheck for a pool of which a member takes no part: that
+// is the only problem.
+func mustCheckDegraded(t *testing.T, p *Pool) {
+	t.Helper()
+	report, err := p.Check(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, problem := range report.Problems {
+		if !strings.Contains(problem, " is failed: ") && !strings.Contains(problem, " is missing: ") {
+			t.Errorf("check: %s", problem)
+		}
+	}
+}
+
 // testPool is a world with a pool that is checked when the test ends.
 func testPool(t *testing.T, extents ...int64) (*Pool, *world) {
 	t.Helper()
@@ -454,7 +476,11 @@ func testPool(t *testing.T, extents ...int64) (*Pool, *world) {
 	p := w.open(t)
 	t.Cleanup(func() {
 		if p.disks != nil {
-			mustCheck(t, p)
+			if p.Info().Degraded() {
+				mustCheckDegraded(t, p)
+			} else {
+				mustCheck(t, p)
+			}
 			if err := p.Close(); err != nil {
 				t.Error(err)
 			}

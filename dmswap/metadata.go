@@ -27,6 +27,12 @@ import (
 //	],
 //	"snapshots":[
 //	{"volume":…,"opened":…,"segments":[…]}
+//	],
+//	"missing":[
+//	{"member":1,"holds":41}
+//	],
+//	"epochs":[
+//	{"number":1,"id":…,"first":43}
 //	]}
 //
 // Previous is the generation that was committed before this one; numbers of
@@ -34,7 +40,8 @@ import (
 // +MEMBER:START for every further stripe. The path of a member is where it was
 // last seen, for people only. A snapshot is the reservation of the extents that
 // an open snapshot keeps old data in; it ends with the process that opened it.
-// An unknown field is an error: whoever wrote it meant something by it.
+// Missing and epochs are left out while they are empty, see lineage.go. An
+// unknown field is an error: whoever wrote it meant something by it.
 const metadataVersion = 1
 
 type metadata struct {
@@ -46,6 +53,8 @@ type metadata struct {
 	Volumes    []volumeRecord   `json:"volumes"`
 	Positions  []positionRecord `json:"positions"`
 	Snapshots  []snapshotRecord `json:"snapshots"`
+	Missing    []missingRecord  `json:"missing"` // by member
+	Epochs     []epoch          `json:"epochs"`  // the newest ones, in order
 }
 
 type poolRecord struct {
@@ -127,6 +136,12 @@ func (m *metadata) encode() ([]byte, error) {
 	list("volumes", len(m.Volumes), func(i int) any { return m.Volumes[i] })
 	list("positions", len(m.Positions), func(i int) any { return m.Positions[i] })
 	list("snapshots", len(m.Snapshots), func(i int) any { return m.Snapshots[i] })
+	if len(m.Missing) > 0 {
+		list("missing", len(m.Missing), func(i int) any { return m.Missing[i] })
+	}
+	if len(m.Epochs) > 0 {
+		list("epochs", len(m.Epochs), func(i int) any { return m.Epochs[i] })
+	}
 	b.WriteString("}\n")
 	return b.Bytes(), errors.Join(errs...)
 }
@@ -148,8 +163,8 @@ func decodeMetadata(body []byte) (*metadata, error) {
 	return m, nil
 }
 
-// clone copies what an operation may change. Segments and quarantine labels
-// are never changed in place.
+// clone copies what an operation may change. Segments, quarantine labels and
+// the lineage are never changed in place.
 func (m *metadata) clone() *metadata {
 	c := *m
 	c.Members = slices.Clone(m.Members)
@@ -215,6 +230,9 @@ func (m *metadata) check() error {
 		return fmt.Errorf("extent size %d", es)
 	}
 	if err := m.checkMembers(); err != nil {
+		return err
+	}
+	if err := m.checkLineage(); err != nil {
 		return err
 	}
 	if err := m.checkVolumes(); err != nil {

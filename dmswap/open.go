@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/swapback/swapback/dmswap/dm"
@@ -13,15 +13,22 @@ import (
 
 // OpenOptions name the disks of a pool.
 type OpenOptions struct {
-	// Disks are all members of one pool, in any order.
+	// Disks are members of one pool, in any order.
 	Disks  []string
 	Logger *slog.Logger
 }
 
 // Open opens a pool and makes the kernel's devices agree with its metadata:
 // missing ones are made, those that a dead process left suspended or with
-// another table are brought to the committed map, remains are removed. It
-// refuses a pool with a member missing, and changes nothing then.
+// another table are brought to the committed map, remains are removed.
+//
+// A pool whose members are not all there opens degraded, if it has volumes: what lies on a missing
+// member answers I/O with errors, see [VolumeInfo].Degraded. Members that are
+// behind are brought up to date. Open refuses members that were used without
+// each other ([ErrSplit]), old copies, disks that don't belong here, and a pool
+// whose newest metadata is known to be damaged, and changes nothing then. A
+// member that missed commits can't know that while those that made them are not
+// there.
 func Open(ctx context.Context, opt OpenOptions) (*Pool, error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
@@ -29,29 +36,32 @@ func Open(ctx context.Context, opt OpenOptions) (*Pool, error) {
 	if len(opt.Disks) == 0 {
 		return nil, errf(ErrInvalid, "name the pool's disks", "no disks to open a pool on")
 	}
-	disks, labels, err := openMembers(ctx, opt.Disks)
+	found, unusable, err := openMembers(ctx, opt.Disks)
 	if err != nil {
 		return nil, err
 	}
 	closeDisks := func() {
-		for _, d := range disks {
-			d.Close()
+		for _, f := range found {
+			if f != nil {
+				f.disk.Close()
+			}
 		}
 	}
 	control, err := dm.Open()
 	if err != nil {
 		closeDisks()
-		return nil, &Error{Kind: ErrUnsupported, Message: "pool " + labels[0].PoolName, Err: err}
+		return nil, &Error{Kind: ErrUnsupported, Message: "opening a pool", Err: err}
 	}
-	var members []memberDisk
-	var devices []dm.Device
-	var paths []string
-	var sizes []int64
-	for _, d := range disks {
-		members, devices = append(members, d), append(devices, d.number)
-		paths, sizes = append(paths, d.path), append(sizes, d.size)
+	for _, err := range unusable {
+		opt.Logger.Error("disk can't be used", "err", err)
 	}
-	p, err := openPool(ctx, control, members, labels, devices, paths, sizes, opt.Logger, dropCache)
+	members := make([]openMember, len(found))
+	for i, f := range found {
+		if f != nil {
+			members[i] = openMember{f.disk, f.label, f.labelErr, f.disk.number, f.disk.path, f.disk.size}
+		}
+	}
+	p, err := openPool(ctx, control, members, opt.Logger, dropCache)
 	if err != nil {
 		control.Close()
 		closeDisks()
@@ -60,144 +70,90 @@ func Open(ctx context.Context, opt OpenOptions) (*Pool, error) {
 	return p, nil
 }
 
-// openMembers opens the disks and reads their labels, and returns both in the
-// order of the members.
-func openMembers(ctx context.Context, paths []string) (disks []*blockDevice, labels []label, err error) {
-	var opened []*blockDevice
-	defer func() {
-		if err != nil {
-			for _, d := range opened {
-				d.Close()
-			}
-		}
-	}()
-	byIndex := map[int]*blockDevice{}
-	var first *label
-	for _, path := range paths {
-		d, err := openBlockDevice(path, true, 0)
-		if err != nil {
-			return nil, nil, fmt.Errorf("disk %s: %w", path, err)
-		}
-		opened = append(opened, d)
-		l, err := readLabel(d)
-		if err != nil {
-			return nil, nil, labelError(path, err)
-		}
-		if first == nil {
-			first = &l
-			labels = make([]label, l.Count)
-		}
-		if err := fits(d, l, first, byIndex); err != nil {
-			return nil, nil, err
-		}
-		byIndex[l.Index], labels[l.Index] = d, l
-	}
-	disks = make([]*blockDevice, first.Count)
-	var missing []string
-	for i := range disks {
-		if disks[i] = byIndex[i]; disks[i] == nil {
-			missing = append(missing, fmt.Sprint(i))
-		}
-	}
-	if len(missing) > 0 {
-		return nil, nil, errf(ErrDamaged, "connect the missing disks and try again",
-			"pool %s: member %s of %d is missing, only %s found", first.PoolName, strings.Join(missing, ", "), first.Count, strings.Join(paths, ", "))
-	}
-	for _, d := range disks {
-		if err := d.lock(ctx); err != nil {
-			return nil, nil, fmt.Errorf("pool %s: %w", first.PoolName, err)
-		}
-	}
-	return disks, labels, nil
+// openMember is a member that a pool is opened on. One without a disk is
+// missing.
+type openMember struct {
+	disk     memberDisk
+	label    label
+	labelErr error
+	device   dm.Device
+	path     string
+	size     int64 // bytes of the disk
 }
 
-func readLabel(d io.ReaderAt) (label, error) {
-	b := alignedBuffer(labelSize)
-	if _, err := d.ReadAt(b, labelOffset); errors.Is(err, io.EOF) {
-		return label{}, fmt.Errorf("%w: the disk ends before byte %d", errNoLabel, labelOffset+labelSize)
-	} else if err != nil {
-		return label{}, err
-	}
-	return decodeLabel(b)
-}
+// errMissing is why a member without a disk takes no part.
+var errMissing = errors.New("its disk is not there")
 
-func labelError(path string, err error) error {
-	e := &Error{Kind: ErrDamaged, Message: "disk " + path, Err: err}
-	switch {
-	case errors.Is(err, errNoLabel):
-		e.Kind, e.Remedy = ErrNoPool, "create a pool on it, or name the right disk"
-	case errors.Is(err, errNewer):
-		e.Remedy = "use a newer swapback"
-	case errors.Is(err, errBadLabel):
-		e.Remedy = "the metadata behind the label may be whole (docs/formats.md); don't write to the disk"
+// openPool opens a pool on its members, in their order.
+func openPool(ctx context.Context, k kernel, members []openMember, log *slog.Logger, drop func(string) error) (*Pool, error) {
+	name := ""
+	s := &store{}
+	for i, o := range members {
+		m := &member{path: o.path, label: o.label, newest: -1, labelErr: o.labelErr}
+		if o.disk == nil {
+			m.label, m.out = label{Index: i, Count: len(members)}, errMissing
+		} else {
+			m.disk, name = o.disk, o.label.PoolName
+		}
+		s.members = append(s.members, m)
 	}
-	return e
-}
-
-// fits tells whether a disk can be the member that its label says.
-func fits(d *blockDevice, l label, first *label, byIndex map[int]*blockDevice) error {
-	switch o := byIndex[l.Index]; {
-	case l.Pool != first.Pool:
-		return errf(ErrInvalid, "name the disks of one pool", "disk %s belongs to pool %s (%s), not to pool %s (%s)", d.path, l.PoolName, l.Pool, first.PoolName, first.Pool)
-	case l.Count != first.Count || l.ExtentSize != first.ExtentSize || l.SlotSize != first.SlotSize:
-		return errf(ErrDamaged, "leave the disk out that does not belong here", "pool %s: the label of %s does not agree with the others", l.PoolName, d.path)
-	case o != nil && o.number == d.number:
-		return errf(ErrInvalid, "name each disk once", "%s and %s are the same disk", o.path, d.path)
-	case o != nil:
-		return errf(ErrDamaged, "one is a copy of the other: disconnect the copy, or wipe its label",
-			"pool %s: %s and %s both are member %d (%s)", l.PoolName, o.path, d.path, l.Index, l.Member)
-	case d.size < l.DiskSize:
-		return errf(ErrDamaged, "the disk was cut short or is a partial copy; give it its size back",
-			"pool %s: disk %s has %d bytes, but had %d when it became a member", l.PoolName, d.path, d.size, l.DiskSize)
-	case d.readOnly:
-		return errf(ErrInvalid, "make it writable (blockdev --setrw)", "pool %s: disk %s is read-only", l.PoolName, d.path)
-	}
-	return nil
-}
-
-// openPool opens a pool on members whose labels were read.
-func openPool(ctx context.Context, k kernel, disks []memberDisk, labels []label, devices []dm.Device, paths []string, sizes []int64,
-	log *slog.Logger, drop func(string) error,
-) (*Pool, error) {
-	name := labels[0].PoolName
 	log = log.With("pool", name)
-	s := &store{log: log}
-	for i := range labels {
-		s.members = append(s.members, &member{disk: disks[i], path: paths[i], label: labels[i], newest: -1})
-	}
-	meta, err := s.load()
-	if err != nil {
+	s.log = log
+	if err := s.load(); err != nil {
 		return nil, err
 	}
-	if err := meta.agrees(labels); err != nil {
-		return nil, &Error{Kind: ErrDamaged, Message: "pool " + name, Err: err, Remedy: "check that these are the right disks"}
+	meta := s.meta
+	if slices.ContainsFunc(s.members, func(m *member) bool { return m.disk == nil }) && len(meta.Volumes) == 0 {
+		return nil, errf(ErrDamaged, "connect the missing disks; or make it anew: swapback pool create --force",
+			"pool %s has no volumes and members are missing, only %s found: it was being created or deleted, perhaps", name, pathsText(s.members))
 	}
-	if err := s.repair(meta); err != nil {
-		return nil, &Error{Kind: ErrDamaged, Message: fmt.Sprintf("pool %s: a member is behind and could not be brought up to date", name), Err: err}
+	for i, m := range s.members {
+		if m.disk == nil {
+			m.path = meta.Members[i].Path
+			log.Error("member is missing: the pool is degraded", "member", i, "last_seen", m.path)
+		} else if m.labelErr != nil {
+			log.Error("member has a damaged label and was recognised by its metadata", "disk", m.path, "err", m.labelErr)
+		}
 	}
 	p := &Pool{
-		name: name, uuid: meta.Pool.UUID, log: log, kernel: k, disks: disks, sizes: sizes, dropCache: drop, patience: removePatience,
-		place: placement{extentSize: meta.Pool.ExtentSize, members: meta.Members, devices: devices},
+		name: name, uuid: meta.Pool.UUID, log: log, kernel: k, dropCache: drop, patience: removePatience,
 		store: s, meta: meta,
 		devices: map[UUID]string{}, busy: map[UUID]string{}, pending: map[string][]Segment{},
 		naming: map[string]bool{}, snaps: map[UUID]*Snapshot{},
 	}
+	place := placement{extentSize: meta.Pool.ExtentSize, members: meta.Members, devices: make([]dm.Device, len(members))}
+	for i, o := range members {
+		p.disks, p.sizes = append(p.disks, o.disk), append(p.sizes, o.size)
+		place.devices[i] = o.device
+		if s.members[i].out != nil {
+			place.devices[i] = dm.Device{} // what lies there answers errors
+		}
+	}
+	p.placed.Store(&place)
 	if err := p.reconcile(ctx); err != nil {
 		return nil, fmt.Errorf("pool %s: bringing the devices to the committed map: %w", name, err)
 	}
 	return p, nil
 }
 
-// agrees tells whether the metadata is of the members that the labels say.
-func (m *metadata) agrees(labels []label) error {
-	if len(labels) != len(m.Members) || m.Pool.ExtentSize != labels[0].ExtentSize {
-		return fmt.Errorf("metadata of %d members with extents of %d bytes, labels of %d with %d",
-			len(m.Members), m.Pool.ExtentSize, len(labels), labels[0].ExtentSize)
-	}
-	for i, r := range m.Members {
-		if l := labels[i]; r.UUID != l.Member || r.Extents != l.Extents || r.DataOffset != l.DataOffset {
-			return fmt.Errorf("metadata and label of member %d do not agree", i)
+func pathsText(members []*member) string {
+	var list []string
+	for _, m := range members {
+		if m.disk != nil {
+			list = append(list, m.path)
 		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// agrees tells whether the metadata is of the member that a label says.
+func (m *metadata) agrees(l *label) error {
+	if l.Count != len(m.Members) || m.Pool.ExtentSize != l.ExtentSize {
+		return fmt.Errorf("metadata of %d members with extents of %d bytes, label of %d with %d",
+			len(m.Members), m.Pool.ExtentSize, l.Count, l.ExtentSize)
+	}
+	if r := m.Members[l.Index]; r.UUID != l.Member || r.Extents != l.Extents || r.DataOffset != l.DataOffset {
+		return fmt.Errorf("metadata and label of member %d do not agree", l.Index)
 	}
 	return nil
 }

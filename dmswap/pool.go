@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
@@ -44,9 +45,9 @@ type Pool struct {
 	uuid   UUID
 	log    *slog.Logger
 	kernel kernel
-	place  placement
-	disks  []memberDisk
-	sizes  []int64 // of the disks, bytes
+	placed atomic.Pointer[placement] // replaced, never changed
+	disks  []memberDisk              // nil for a missing member
+	sizes  []int64                   // of the disks, bytes
 
 	// patience is how long a device that is open is waited for before it is
 	// called in use: udev opens devices for a moment to probe them.
@@ -65,6 +66,9 @@ type Pool struct {
 	state   error                // why the pool can't be used any more, or nil
 }
 
+// place is where the members are now.
+func (p *Pool) place() placement { return *p.placed.Load() }
+
 // Info describes the pool.
 func (p *Pool) Info() PoolInfo {
 	p.mu.Lock()
@@ -73,7 +77,7 @@ func (p *Pool) Info() PoolInfo {
 		Name: p.name, UUID: p.uuid, Created: p.meta.Pool.Created,
 		ExtentSize: p.meta.Pool.ExtentSize, Generation: p.meta.Generation,
 	}
-	free, err := newAllocator(p.meta, p.pending)
+	free, err := p.allocator()
 	if err != nil {
 		// Every way into the metadata checks this.
 		panic(fmt.Sprintf("dmswap: pool %s: %v", info.Name, err))
@@ -83,6 +87,7 @@ func (p *Pool) Info() PoolInfo {
 			Index: m.Index, UUID: m.UUID, Path: p.store.members[i].path, Size: p.sizes[i],
 			DataOffset: m.DataOffset, Extents: m.Extents, FreeExtents: free.freeOn(i),
 		}
+		member.State, member.Problem = p.memberState(i)
 		info.Extents += member.Extents
 		info.FreeExtents += member.FreeExtents
 		info.Members = append(info.Members, member)
@@ -127,7 +132,7 @@ func (p *Pool) volumeInfo(v *volumeRecord) VolumeInfo {
 	info := VolumeInfo{
 		Name: v.Name, UUID: v.UUID, Size: v.Size, Created: v.Created, Device: p.devices[v.UUID],
 		DeviceNumber: v.DeviceNumber, Attached: v.Attached, ReadOnly: v.ReadOnly,
-		Busy: p.busy[v.UUID], Snapshot: p.snaps[v.UUID] != nil,
+		Busy: p.busy[v.UUID], Snapshot: p.snaps[v.UUID] != nil, Degraded: p.lacks(pos),
 		Position: Position{
 			ID: pos.ID, Generation: pos.Generation, Stripes: pos.stripes(), StripeSize: pos.StripeSize,
 			DescendsFrom: pos.DescendsFrom,
@@ -209,8 +214,10 @@ func (p *Pool) stage(change func(m *metadata) error) (*staged, error) {
 	if err := change(next); err != nil {
 		return nil, err
 	}
-	for i := range next.Members {
-		next.Members[i].Path = p.store.members[i].path
+	for i, m := range p.store.members {
+		if m.out == nil {
+			next.Members[i].Path = m.path
+		}
 	}
 	st, err := p.store.stage(next)
 	if err != nil {
@@ -225,10 +232,11 @@ func (p *Pool) publish(st *staged) error {
 	if p.state != nil {
 		return p.state
 	}
-	if err := p.store.publish(st); err != nil {
+	err := p.store.publish(st)
+	p.meta = p.store.meta
+	if err != nil {
 		return fmt.Errorf("pool %s: %w", p.name, err)
 	}
-	p.meta = st.meta
 	return nil
 }
 
@@ -313,7 +321,9 @@ func (p *Pool) Close() error {
 	}
 	p.state = errf(ErrClosed, "open it again", "pool %s is closed", p.name)
 	for _, d := range p.disks {
-		errs = append(errs, d.Close())
+		if d != nil {
+			errs = append(errs, d.Close())
+		}
 	}
 	p.disks = nil
 	return errors.Join(append(errs, p.kernel.Close())...)
@@ -361,8 +371,8 @@ func (p *Pool) Deactivate(ctx context.Context) error {
 }
 
 // Destroy removes the volumes' devices, wipes the labels and the metadata from
-// the members and closes the pool. What the volumes held is lost. When a
-// device is in use nothing has changed.
+// the members that are there, and closes the pool. What the volumes held is lost.
+// When a device is in use nothing has changed.
 func (p *Pool) Destroy(ctx context.Context) error {
 	if err := p.Deactivate(ctx); err != nil && !errors.Is(err, ErrClosed) {
 		return err
@@ -373,9 +383,20 @@ func (p *Pool) Destroy(ctx context.Context) error {
 		p.mu.Unlock()
 		return p.state
 	}
+	// A pool without volumes is not opened degraded: should this be interrupted,
+	// the members that are left don't come back as half a pool.
+	empty := p.store.meta.clone()
+	empty.Volumes, empty.Positions, empty.Snapshots = nil, nil, nil
+	if err := p.store.commit(empty); err != nil {
+		p.log.Warn("pool is deleted although its metadata can't be written", "err", err)
+	}
 	var errs []error
 	// The labels go first: without them the rest is only blocks.
 	for _, m := range p.store.members {
+		if m.disk == nil {
+			p.log.Warn("a missing member keeps its label: wipe it before it is used again", "disk", m.path)
+			continue
+		}
 		_, err := m.disk.WriteAt(alignedBuffer(labelSize), labelOffset)
 		if err == nil {
 			err = m.disk.Sync()
@@ -387,6 +408,9 @@ func (p *Pool) Destroy(ctx context.Context) error {
 	}
 	if len(errs) == 0 {
 		for i, m := range p.store.members {
+			if m.disk == nil {
+				continue
+			}
 			if err := p.disks[i].Zero(ctx, slotsOffset, 2*m.label.SlotSize); err != nil {
 				errs = append(errs, fmt.Errorf("wiping the metadata of %s: %w", m.path, err))
 			}

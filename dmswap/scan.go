@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/swapback/swapback/dmswap/dm"
 )
 
 // ScanOptions say where to look for pools.
@@ -17,6 +19,9 @@ type ScanOptions struct {
 	// Disks are looked at when there are any; else all block devices of the
 	// machine that can be members.
 	Disks []string
+	// SkipBad skips disks that were named and can't be found or read, as those
+	// that were not.
+	SkipBad bool
 	// Sys and Dev are where sysfs and devtmpfs are mounted; /sys and /dev
 	// unless set.
 	Sys, Dev string
@@ -24,14 +29,23 @@ type ScanOptions struct {
 }
 
 // FoundPool is a pool whose labels were found. What Problems says keeps it from
-// being opened; Open on its Disks returns the same as an error.
+// being opened; Open on its Disks returns the same as an error. One with members
+// missing opens degraded.
 type FoundPool struct {
 	Name     string // "" when the label can't be read
 	UUID     UUID
-	Disks    []string // with a label of this pool
+	Disks    []string // with a label of this pool, or metadata behind a damaged one
 	Members  int      // how many disks it should have
 	Missing  []int    // indexes of members that were not found
 	Problems []string
+}
+
+// MissingText says which members were not found, or "".
+func (f FoundPool) MissingText() string {
+	if len(f.Missing) == 0 {
+		return ""
+	}
+	return missingText(f.Missing, f.Members)
 }
 
 // Scan looks for labels of pools. It opens disks for reading only. A disk that
@@ -59,8 +73,10 @@ func Scan(ctx context.Context, opt ScanOptions) ([]FoundPool, error) {
 		case errors.Is(err, errNoLabel):
 		case errors.Is(err, errBadLabel), errors.Is(err, errNewer):
 			f.list = append(f.list, &FoundPool{Disks: []string{path}, Problems: []string{labelError(path, err).Error()}})
-		case named:
+		case named && !opt.SkipBad:
 			return nil, fmt.Errorf("disk %s: %w", path, err)
+		case named:
+			opt.Logger.Warn("disk skipped", "disk", path, "err", err)
 		default:
 			opt.Logger.Debug("disk skipped", "disk", path, "err", err)
 		}
@@ -84,7 +100,27 @@ func scanDisk(path string) (label, error) {
 	if d.size < labelOffset+labelSize {
 		return label{}, errNoLabel
 	}
-	return readLabel(d)
+	l, err := readLabel(d)
+	if errors.Is(err, errBadLabel) || errors.Is(err, errNoLabel) {
+		if l, ok := recognise(d, d.size, 0); ok {
+			return l, nil
+		}
+	}
+	return l, err
+}
+
+// HasDevices tells whether device-mapper devices of a pool are in the kernel:
+// the pool was open since the machine started.
+func HasDevices(pool UUID) bool {
+	c, err := dm.Open()
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	list, err := c.List()
+	return err == nil && slices.ContainsFunc(list, func(l dm.Listed) bool {
+		return strings.HasPrefix(l.UUID, dmUUIDPrefix(pool))
+	})
 }
 
 // finder groups labels by pool.
@@ -117,7 +153,6 @@ func (f *finder) finish() []FoundPool {
 		for i := range p.Members {
 			if f.index[p.UUID][i] == "" {
 				p.Missing = append(p.Missing, i)
-				p.Problems = append(p.Problems, fmt.Sprintf("member %d of %d is missing", i, p.Members))
 			}
 		}
 		out = append(out, *p)

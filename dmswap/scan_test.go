@@ -90,7 +90,7 @@ func TestFinder(t *testing.T) {
 		t.Errorf("got %+v", p)
 	}
 	text := strings.Join(p.Problems, "; ")
-	if !strings.Contains(text, "/dev/b and /dev/c both are member 2") || !strings.Contains(text, "member 1 of 3 is missing") {
+	if !strings.Contains(text, "/dev/b and /dev/c both are member 2") || p.MissingText() != "member 1 of 3 is missing" {
 		t.Errorf("problems: %s", text)
 	}
 }

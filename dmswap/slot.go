@@ -26,10 +26,10 @@ import (
 //	4096    …     body: JSON, see metadata.go; zeroes up to a multiple of 4096
 //
 // A commit writes the slot that does not hold the newest generation: first the
-// body, then, when the body is durable on every member, the header. Until the
-// header is whole the slot is not valid, and the other one counts. When a pool
-// is opened the highest valid generation on any member wins, and a member that
-// is one commit behind is brought up to it.
+// body, then, when the body is durable on every member that takes part, the
+// header. Until the header is whole the slot is not valid, and the other one
+// counts. When a pool is opened the highest valid generation on any member wins,
+// and members that are behind on its line are brought up to it, see lineage.go.
 const (
 	slotMagic   = "SWAPMETA"
 	slotVersion = 1
@@ -47,8 +47,9 @@ type disk interface {
 }
 
 var (
-	errEmptySlot = errors.New("empty")
-	errBadSlot   = errors.New("corrupt")
+	errEmptySlot  = errors.New("empty")
+	errBadSlot    = errors.New("corrupt")
+	errUnreadable = errors.New("can't be read")
 )
 
 type slotHeader struct {
@@ -119,7 +120,7 @@ type slotState struct {
 func readSlot(d disk, l *label, index int) slotState {
 	head := alignedBuffer(blockSize)
 	if _, err := d.ReadAt(head, l.Slots[index]); err != nil {
-		return slotState{err: fmt.Errorf("reading the header: %w", err)}
+		return slotState{err: fmt.Errorf("header %w: %w", errUnreadable, err)}
 	}
 	h, err := decodeSlotHeader(head, l.SlotSize)
 	s := slotState{header: h, err: err}
@@ -132,7 +133,7 @@ func readSlot(d disk, l *label, index int) slotState {
 	}
 	body := alignedBuffer(int(roundUp(h.BodyLen, blockSize)))
 	if _, err := d.ReadAt(body, l.Slots[index]+slotBody); err != nil {
-		s.err = fmt.Errorf("reading the body: %w", err)
+		s.err = fmt.Errorf("body %w: %w", errUnreadable, err)
 		return s
 	}
 	s.body = body[:h.BodyLen]

@@ -72,6 +72,9 @@ func (p *Pool) OpenSnapshots(ctx context.Context, refs []string, opt SnapshotOpt
 		return nil, err
 	}
 	defer release()
+	if err := p.mustBeWhole(volumes); err != nil {
+		return nil, err
+	}
 	group := &snapshotGroup{pool: p, volumes: volumes}
 	if err := group.reserve(opt); err != nil {
 		return nil, err
@@ -97,11 +100,11 @@ func (g *snapshotGroup) reserve(opt SnapshotOptions) error {
 	p := g.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	free, err := newAllocator(p.meta, p.pending)
+	free, err := p.allocator()
 	if err != nil {
 		return err
 	}
-	es := p.place.extentSize
+	es := p.place().extentSize
 	share := free.freeTotal() / 2 / int64(len(g.volumes))
 	var records []snapshotRecord
 	for _, v := range g.volumes {
@@ -169,7 +172,7 @@ func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
 func (g *snapshotGroup) build(ctx context.Context, v volumeRecord) (string, error) {
 	p := g.pool
 	p.mu.Lock()
-	table := p.place.volumeTable(&v, p.meta.position(v.Position))
+	table := p.place().volumeTable(&v, p.meta.position(v.Position))
 	cow := p.meta.snapshot(v.UUID).Segments
 	p.mu.Unlock()
 
@@ -177,8 +180,8 @@ func (g *snapshotGroup) build(ctx context.Context, v volumeRecord) (string, erro
 	if err != nil {
 		return "", err
 	}
-	size := countExtents(cow) * p.place.extentSize
-	store, err := p.createDevice(ctx, v, suffixCOW, p.place.table(cow, 0, size))
+	size := countExtents(cow) * p.place().extentSize
+	store, err := p.createDevice(ctx, v, suffixCOW, p.place().table(cow, 0, size))
 	if err != nil {
 		return "", err
 	}
@@ -278,7 +281,7 @@ func (g *snapshotGroup) tearDownOne(ctx context.Context, v volumeRecord) error {
 func (g *snapshotGroup) straighten(ctx context.Context, v volumeRecord) error {
 	p := g.pool
 	p.mu.Lock()
-	w := wanted{v, p.ref(v.UUID, ""), p.place.volumeTable(&v, p.meta.position(v.Position))}
+	w := wanted{v, p.ref(v.UUID, ""), p.place().volumeTable(&v, p.meta.position(v.Position))}
 	p.mu.Unlock()
 	again, _, err := p.prepareDevice(ctx, w)
 	failpoint.Hit("snapshot close: volume suspended")

@@ -15,6 +15,8 @@ import (
 type store struct {
 	members []*member
 	log     *slog.Logger
+	// meta is what was committed last.
+	meta *metadata
 	// last is the highest generation that was ever tried, so that a number is
 	// never used for two different contents.
 	last uint64
@@ -27,13 +29,18 @@ type store struct {
 
 // member is a disk of a pool.
 type member struct {
-	disk  disk
+	disk  disk // nil when it is missing
 	path  string
 	label label
 	// newest is the slot that holds the committed generation, or -1 when this
-	// member is behind: then spare says which slot to write.
+	// member does not have it: then spare says which slot to write.
 	newest int
 	spare  int
+	// out says why the member takes no part in commits, or is nil.
+	out error
+	// labelErr says what is wrong with the label on the disk, when the member
+	// was recognised by its metadata instead.
+	labelErr error
 }
 
 func (m *member) target() int {
@@ -43,93 +50,36 @@ func (m *member) target() int {
 	return m.spare
 }
 
-// load reads all slots of all members and returns the newest metadata.
-func (s *store) load() (*metadata, error) {
-	states := make([][2]slotState, len(s.members))
-	var best *slotState
-	for i, m := range s.members {
-		for j := range 2 {
-			states[i][j] = readSlot(m.disk, &m.label, j)
-			st := &states[i][j]
-			if st.err == nil {
-				s.last = max(s.last, st.header.Generation)
-				if best == nil || st.header.Generation > best.header.Generation {
-					best = st
-				}
-			} else if !errors.Is(st.err, errEmptySlot) {
-				s.log.Warn("metadata slot does not count", "disk", m.path, "slot", slotName(j), "err", st.err)
-			}
-		}
-	}
-	if best == nil {
-		var errs []error
-		for i, m := range s.members {
-			for j := range 2 {
-				errs = append(errs, fmt.Errorf("%s slot %s: %w", m.path, slotName(j), states[i][j].err))
-			}
-		}
-		return nil, &Error{
-			Kind: ErrDamaged, Message: fmt.Sprintf("pool %s: no member has a valid metadata slot", s.members[0].label.PoolName), Err: errors.Join(errs...),
-			Remedy: "the slots' bodies are text (docs/formats.md): what can be read there can be restored by hand",
-		}
-	}
-	for i, m := range s.members {
-		if err := m.place(&states[i], best); err != nil {
-			return nil, err
-		}
-	}
-	return best.meta, nil
+// out tells whether a member takes no part in commits.
+func (s *store) out(i int) bool { return s.members[i].out != nil }
+
+// leaveOut keeps a member from taking part. The next commit records it.
+func (s *store) leaveOut(i int, why error) {
+	s.members[i].out = why
+	s.log.Error("member is left out: the pool is degraded", "disk", s.members[i].path, "err", why)
 }
 
-// place notes which slot of a member holds the best state, and refuses a member
-// whose metadata can't be the work of a crash. A crash leaves a member at most
-// one commit behind. One that is further behind is an old copy of the disk, or
-// was disconnected while the pool went on, and its extents are as old as its
-// metadata: bringing only the metadata up to date would hide that.
-func (m *member) place(states *[2]slotState, best *slotState) error {
-	m.newest, m.spare = -1, 0
-	var newest uint64
-	for j := range 2 {
-		st := &states[j]
-		if st.err != nil {
-			continue
+// present lists the members that take part in commits.
+func (s *store) present() []int {
+	var list []int
+	for i, m := range s.members {
+		if m.out == nil {
+			list = append(list, i)
 		}
-		newest = max(newest, st.header.Generation)
-		if st.header.Generation != best.header.Generation {
-			m.spare = 1 - j // keep what is valid
-			continue
-		}
-		if st.header.BodyCRC != best.header.BodyCRC {
-			return errf(ErrDamaged, "one of them was used apart from the others or copied back from an old image; find the right one",
-				"pool %s: the members disagree about generation %d (%s)", m.label.PoolName, newest, m.path)
-		}
-		m.newest = j
 	}
-	if newest != 0 && newest < best.meta.Previous {
-		return errf(ErrDamaged, "it is an old copy, or was away while the pool was used: find the right disk; if there is none, the pool has to come from a backup",
-			"pool %s: disk %s holds metadata generation %d, but the pool is at %d", m.label.PoolName, m.path, newest, best.header.Generation)
-	}
-	return nil
+	return list
 }
 
-// repair brings members that are behind up to the committed metadata.
-func (s *store) repair(meta *metadata) error {
-	body, err := meta.encode()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, m := range s.members {
-		if m.newest >= 0 {
-			continue
-		}
-		if err := m.write(meta.Generation, body); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		s.log.Warn("member was behind and was brought up to date", "disk", m.path, "generation", meta.Generation)
-	}
-	return errors.Join(errs...)
+// header is the block that makes a slot of this member valid, but for its time.
+func (m *member) header(generation uint64, body []byte) []byte {
+	return slotHeader{
+		Generation: generation, BodyLen: int64(len(body)), BodyCRC: crc(body),
+		Pool: m.label.Pool, Member: m.label.Member,
+	}.encode()
+}
+
+func (m *member) slotError(what string, slot int, err error) error {
+	return fmt.Errorf("writing the %s of metadata slot %s on %s: %w", what, slotName(slot), m.path, err)
 }
 
 // write puts one generation on one member.
@@ -147,61 +97,89 @@ func (m *member) write(generation uint64, body []byte) error {
 	return nil
 }
 
-// header is the block that makes a slot of this member valid, but for its time.
-func (m *member) header(generation uint64, body []byte) []byte {
-	return slotHeader{
-		Generation: generation, BodyLen: int64(len(body)), BodyCRC: crc(body),
-		Pool: m.label.Pool, Member: m.label.Member,
-	}.encode()
-}
-
-func (m *member) slotError(what string, slot int, err error) error {
-	return fmt.Errorf("writing the %s of metadata slot %s on %s: %w", what, slotName(slot), m.path, err)
-}
-
-// staged is a generation whose body is durable on every member. What it lacks
-// is one block per member, which publish writes. A staged generation that is
-// never published is a slot that is not valid; nothing has to be taken back.
+// staged is a generation whose body is durable on every member that takes part.
+// What it lacks is one block per member, which publish writes. A staged
+// generation that is never published is a slot that is not valid; nothing has to
+// be taken back.
 type staged struct {
 	meta    *metadata
-	slots   []int    // of the members
-	headers [][]byte // of the members
+	members []int    // that take part
+	slots   []int    // of those
+	headers [][]byte // of those
 }
 
 // stage does everything of a commit that can be done before its point of no
 // return. Only the newest staged generation can be published: another one has
-// written over its slots.
+// written over its slots. A member that can't be written to is left out, as
+// long as another one can.
 func (s *store) stage(meta *metadata) (*staged, error) {
 	s.staged = nil
 	if s.broken != nil {
 		return nil, s.broken
 	}
+	base := *meta
+	for {
+		*meta = base
+		s.number(meta)
+		st, errs, err := s.stageOn(meta, s.present())
+		switch {
+		case err != nil:
+			return nil, err
+		case join(errs) == nil:
+			s.staged = st
+			failpoint.Hit("commit: staged")
+			return st, nil
+		case !slices.Contains(errs, nil):
+			return nil, fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", st, errs))
+		}
+		s.leaveOutFailed("body", st, errs)
+	}
+}
+
+// number gives metadata its generation, and its epoch when it is to be committed
+// by other members than the last was. A new epoch leaves a number free: a member
+// that is left out may hold a header of the one before, of a commit that nobody
+// was answered. That is not so when those that go on took no part in the last
+// epoch, and only were brought up to date: then there may be answered ones.
+func (s *store) number(meta *metadata) {
 	meta.Previous, meta.Generation = meta.Generation, s.last+1
+	if meta.sameMembers(s.out) {
+		return
+	}
+	first := meta.Previous + 1
+	if slices.ContainsFunc(s.present(), func(i int) bool { return meta.missing(i) == nil }) {
+		first++
+	}
+	meta.Generation = max(meta.Generation, first)
+	holds := uint64(0)
+	if s.meta != nil {
+		holds = s.meta.Previous // it may have failed at the last one
+	}
+	meta.beginEpoch(first, holds, s.out)
+}
+
+func (s *store) stageOn(meta *metadata, members []int) (st *staged, errs []error, err error) {
 	if err := meta.check(); err != nil {
-		return nil, fmt.Errorf("refusing to commit inconsistent metadata: %w", err)
+		return nil, nil, fmt.Errorf("refusing to commit inconsistent metadata: %w", err)
 	}
 	body, err := meta.encode()
 	if err != nil {
-		return nil, fmt.Errorf("encoding the metadata: %w", err)
+		return nil, nil, fmt.Errorf("encoding the metadata: %w", err)
 	}
-	for _, m := range s.members {
-		if int64(len(body)) > m.label.SlotSize-slotBody {
-			return nil, errTooLarge(len(body), m.label.SlotSize)
+	for _, i := range members {
+		if size := s.members[i].label.SlotSize; int64(len(body)) > size-slotBody {
+			return nil, nil, errTooLarge(len(body), size)
 		}
 	}
 	s.last = meta.Generation
-	st := &staged{meta: meta}
-	for _, m := range s.members {
+	st = &staged{meta: meta, members: members}
+	for _, i := range members {
+		m := s.members[i]
 		st.slots = append(st.slots, m.target())
 		st.headers = append(st.headers, m.header(meta.Generation, body))
 	}
-	errs := s.each(func(i int, m *member) error { return writeBody(m.disk, &m.label, st.slots[i], body) })
-	if err := join(errs); err != nil {
-		return nil, fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", st.slots, errs))
-	}
-	s.staged = st
-	failpoint.Hit("commit: staged")
-	return st, nil
+	errs = s.each(st, func(k int, m *member) error { return writeBody(m.disk, &m.label, st.slots[k], body) })
+	return st, errs, nil
 }
 
 // publish makes a staged generation the pool's. When it returns nil the new
@@ -209,26 +187,40 @@ func (s *store) stage(meta *metadata) (*staged, error) {
 // does, unless the store is broken.
 //
 // One member whose header was written makes the commit: from then on opening
-// the pool finds the new generation. So a member that fails at its header while
-// another succeeds is only behind.
+// the pool finds the new generation. A member that fails at its header while
+// another succeeds is left out, by a commit of its own before the answer: alone
+// it would bring the old world back.
 func (s *store) publish(st *staged) error {
 	if s.staged != st {
 		return fmt.Errorf("generation %d of the metadata is not staged any more", st.meta.Generation)
 	}
 	s.staged = nil
-	errs, fatal := s.writeHeaders(st)
-	if fatal || !slices.Contains(errs, nil) {
-		return s.takeBack(st, s.describe("header", st.slots, errs))
+	errs := s.writeHeaders(st)
+	if !slices.Contains(errs, nil) {
+		return s.takeBack(st, s.describe("header", st, errs))
 	}
-	for i, m := range s.members {
-		if errs[i] == nil {
-			m.newest = st.slots[i]
+	s.meta = st.meta
+	for k, i := range st.members {
+		m := s.members[i]
+		if errs[k] == nil {
+			m.newest = st.slots[k]
 		} else {
-			m.newest, m.spare = -1, st.slots[i]
-			s.log.Error("member is behind: its metadata could not be written", "disk", m.path, "generation", st.meta.Generation, "err", errs[i])
+			m.newest, m.spare = -1, st.slots[k]
 		}
 	}
 	failpoint.Hit("commit: published")
+	if join(errs) == nil {
+		return nil
+	}
+	s.leaveOutFailed("header", st, errs)
+	if err := s.commit(s.meta.clone()); err != nil {
+		// What was asked for is committed, on what members are left.
+		s.broken = &Error{
+			Kind: ErrDamaged, Message: "a member is behind, and the others could not record that", Err: err,
+			Remedy: "mend the disks and open the pool again; it is not changed until then",
+		}
+		s.log.Error("pool is not changed any more", "err", s.broken)
+	}
 	return nil
 }
 
@@ -241,36 +233,23 @@ func (s *store) commit(meta *metadata) error {
 	return s.publish(st)
 }
 
-// writeHeaders makes the slots valid. Members that are behind already go first,
-// and when one of them fails again the others are not written and fatal is set:
-// no member may ever miss two commits.
-func (s *store) writeHeaders(st *staged) (errs []error, fatal bool) {
+// writeHeaders makes the slots valid.
+func (s *store) writeHeaders(st *staged) []error {
 	now := time.Now()
 	for _, h := range st.headers {
 		stampHeader(h, now)
 	}
-	write := func(behind bool) []error {
-		return s.each(func(i int, m *member) error {
-			if (m.newest < 0) != behind {
-				return nil
-			}
-			return m.disk.WriteDurable(st.headers[i], m.label.Slots[st.slots[i]])
-		})
-	}
-	if slices.ContainsFunc(s.members, func(m *member) bool { return m.newest < 0 }) {
-		if errs = write(true); join(errs) != nil {
-			return errs, true
-		}
-	}
-	return write(false), false
+	return s.each(st, func(k int, m *member) error {
+		return m.disk.WriteDurable(st.headers[k], m.label.Slots[st.slots[k]])
+	})
 }
 
-// takeBack undoes a commit that failed at its headers: a failed write may still
-// have reached the disk.
+// takeBack undoes a commit that failed at all its headers: a failed write may
+// still have reached the disk.
 func (s *store) takeBack(st *staged, cause error) error {
 	generation := st.meta.Generation
-	errs := s.each(func(i int, m *member) error {
-		return m.disk.WriteDurable(alignedBuffer(blockSize), m.label.Slots[st.slots[i]])
+	errs := s.each(st, func(k int, m *member) error {
+		return m.disk.WriteDurable(alignedBuffer(blockSize), m.label.Slots[st.slots[k]])
 	})
 	if err := join(errs); err != nil {
 		s.broken = &Error{
@@ -282,16 +261,26 @@ func (s *store) takeBack(st *staged, cause error) error {
 	return fmt.Errorf("committing generation %d, nothing has changed: %w", generation, cause)
 }
 
-// each does something on all members at once.
-func (s *store) each(do func(i int, m *member) error) []error {
-	return atOnce(len(s.members), func(i int) error { return do(i, s.members[i]) })
+// each does something at once on all members that take part in a commit; k is
+// the member's place in it.
+func (s *store) each(st *staged, do func(k int, m *member) error) []error {
+	return atOnce(len(st.members), func(k int) error { return do(k, s.members[st.members[k]]) })
 }
 
-func (s *store) describe(what string, slots []int, errs []error) error {
-	var out []error
-	for i, err := range errs {
+func (s *store) leaveOutFailed(what string, st *staged, errs []error) {
+	for k, err := range errs {
 		if err != nil {
-			out = append(out, s.members[i].slotError(what, slots[i], err))
+			i := st.members[k]
+			s.leaveOut(i, s.members[i].slotError(what, st.slots[k], err))
+		}
+	}
+}
+
+func (s *store) describe(what string, st *staged, errs []error) error {
+	var out []error
+	for k, err := range errs {
+		if err != nil {
+			out = append(out, s.members[st.members[k]].slotError(what, st.slots[k], err))
 		}
 	}
 	return errors.Join(out...)

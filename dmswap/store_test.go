@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestOneMemberMissesTheHeader: the commit counts, the member is behind, the
-// check says so, and the next commit mends it.
+// TestOneMemberMissesTheHeader: the commit counts, and before it is answered the
+// others have recorded that the member is left out.
 func TestOneMemberMissesTheHeader(t *testing.T) {
 	p, w := testPool(t, 8, 8)
 	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
@@ -22,8 +22,14 @@ func TestOneMemberMissesTheHeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.fail = nil
-	if r, err := p.Check(ctx); err != nil || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "disk1") {
+	if r, err := p.Check(ctx); err != nil || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "disk1") || !strings.Contains(r.Problems[0], "injected") {
 		t.Errorf("check: %+v, %v", r, err)
+	}
+	if p.meta.missing(1) == nil || len(p.meta.Epochs) != 1 {
+		t.Errorf("recorded: %+v %+v", p.meta.Missing, p.meta.Epochs)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
 	}
 	// The write did arrive; had it not, opening again would bring the member up.
 	copy(w.disks[1].bytes[slotsOffset:], make([]byte, 2*p.store.members[1].label.SlotSize))
@@ -32,10 +38,13 @@ func TestOneMemberMissesTheHeader(t *testing.T) {
 	if v, err := again.Volume("a"); err != nil || !v.Attached {
 		t.Errorf("got %+v, %v", v, err)
 	}
-	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.Attached = false }); err != nil {
+	if err := again.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.Attached = false }); err != nil {
 		t.Fatal(err)
 	}
-	mustCheck(t, p)
+	if len(again.meta.Missing) != 0 || len(again.meta.Epochs) != 2 {
+		t.Errorf("after the return: %+v %+v", again.meta.Missing, again.meta.Epochs)
+	}
+	mustCheck(t, again)
 }
 
 func TestAllHeadersFail(t *testing.T) {
@@ -95,7 +104,7 @@ func TestMembersThatDisagree(t *testing.T) {
 		t.Fatal(err)
 	}
 	copy(w.disks[1].bytes, other.disks[1].bytes)
-	if _, err := w.tryOpen(); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disagree") {
+	if _, err := w.tryOpen(); !errors.Is(err, ErrSplit) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disk1") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -129,34 +138,41 @@ func TestAnOldCopyOfAMember(t *testing.T) {
 	}
 }
 
-// TestAMemberNeverMissesTwoCommits: the second header that fails on one member
-// keeps the others from being written.
-func TestAMemberNeverMissesTwoCommits(t *testing.T) {
+// TestADeadMemberIsLeftOut: from the moment in which a member can't be written
+// to the others go on, volumes on it are told, and it comes back with the next
+// open.
+func TestADeadMemberIsLeftOut(t *testing.T) {
 	p, w := testPool(t, 8, 8)
-	mustCreate(t, p, VolumeSpec{Name: "a", Size: 1 << 20})
-	headers := 0
+	on := map[int]string{}
+	for _, name := range []string{"a", "b"} {
+		v := mustCreate(t, p, VolumeSpec{Name: name, Size: 4 << 20})
+		on[v.Position.Segments[0].Stripes[0].Member] = name
+	}
 	w.fail = func(what string) error {
-		if what == "fua end disk1" {
-			if headers++; headers <= 2 {
-				return errors.New("injected")
-			}
+		if strings.HasSuffix(what, "disk1") {
+			return errors.New("injected")
 		}
 		return nil
 	}
-	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 1 }); err != nil {
-		t.Fatal(err)
+	for i := range 3 {
+		if err := p.SetVolume(ctx, on[0], func(a *VolumeAttrs) { a.DeviceNumber = i }); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 2 }); err == nil {
-		t.Fatal("the second commit without the member went through")
+	if v, _ := p.Volume(on[1]); !strings.Contains(v.Degraded, "member 1 (disk1) is failed") {
+		t.Errorf("the volume on it: %q", v.Degraded)
+	}
+	if v, _ := p.Volume(on[0]); v.Degraded != "" {
+		t.Errorf("the volume beside it: %q", v.Degraded)
+	}
+	v := mustCreate(t, p, VolumeSpec{Name: "n", Size: 1 << 20})
+	if m := v.Position.Segments[0].Stripes[0].Member; m != 0 {
+		t.Errorf("created on member %d", m)
 	}
 	w.fail = nil
 	again := w.open(t)
 	mustCheck(t, again)
-	if v, err := again.Volume("a"); err != nil || v.DeviceNumber != 1 {
+	if v, err := again.Volume(on[0]); err != nil || v.DeviceNumber != 2 {
 		t.Errorf("got %+v, %v", v, err)
 	}
-	if err := p.SetVolume(ctx, "a", func(a *VolumeAttrs) { a.DeviceNumber = 3 }); err != nil {
-		t.Fatal(err)
-	}
-	mustCheck(t, p)
 }

@@ -39,7 +39,7 @@ type side struct {
 // metadata after the swap: all that takes no pause.
 //
 // It refuses volumes that don't exist, are named twice, differ in size, are
-// busy, have a snapshot open, are in quarantine or have another generation than
+// busy, degraded, in quarantine, have a snapshot open or another generation than
 // expected. Whether somebody has a volume mounted is for the caller to know.
 func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error) {
 	if len(pairs) == 0 {
@@ -51,6 +51,10 @@ func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error)
 	}
 	list, release, err := p.claim("a swap", refs...)
 	if err != nil {
+		return nil, err
+	}
+	if err := p.mustBeWhole(list); err != nil {
+		release()
 		return nil, err
 	}
 	s := &Swap{pool: p, release: release}
@@ -101,8 +105,8 @@ func (s *Swap) check(pairs []SwapPair, list []volumeRecord) ([]dm.Table, error) 
 		}
 		s.sides = append(s.sides, side{a, b.Position, p.ref(a.UUID, "")}, side{b, a.Position, p.ref(b.UUID, "")})
 		tables = append(tables,
-			p.place.volumeTable(&a, p.meta.position(b.Position)),
-			p.place.volumeTable(&b, p.meta.position(a.Position)))
+			p.place().volumeTable(&a, p.meta.position(b.Position)),
+			p.place().volumeTable(&b, p.meta.position(a.Position)))
 	}
 	return tables, nil
 }

@@ -55,7 +55,7 @@ func TestACommitBetweenPrepareAndExecute(t *testing.T) {
 		s := prepare(t, p, "a", "b")
 		generation := p.Info().Generation
 		w.fail = func(what string) error {
-			if fails && what == "sync disk1" {
+			if fails && strings.HasPrefix(what, "sync disk") {
 				return errors.New("injected")
 			}
 			return nil
@@ -131,7 +131,7 @@ func TestAStagedSwapIsCalledOff(t *testing.T) {
 func TestStagingFails(t *testing.T) {
 	p, _, w := swapWorld(t)
 	w.fail = func(what string) error {
-		if what == "write disk0" {
+		if strings.HasPrefix(what, "write disk") {
 			return errors.New("injected")
 		}
 		return nil

@@ -49,7 +49,17 @@ func dmBaseName(pool, volume string) string {
 type placement struct {
 	extentSize int64
 	members    []memberRecord
-	devices    []dm.Device // of the members
+	devices    []dm.Device // of the members; zero for one that is missing
+}
+
+// absent tells whether one of the stripes is on a member that is missing.
+func (p placement) absent(stripes []SegmentStripe) bool {
+	for _, st := range stripes {
+		if p.devices[st.Member] == (dm.Device{}) {
+			return true
+		}
+	}
+	return false
 }
 
 // linear is the place of an offset on a member.
@@ -63,7 +73,8 @@ func (p placement) linear(st SegmentStripe, offset int64) dm.Linear {
 // table maps the first size bytes of the segments. The kernel takes a striped
 // entry only if it ends with a whole row of stripes; the chunks of a row that
 // the size cuts off are mapped one by one, to the places where the whole row
-// would have them.
+// would have them. A segment with a stripe on a missing member answers errors
+// all over: a stripe's worth of holes in it would leave nothing of use.
 func (p placement) table(segments []Segment, stripeSize, size int64) dm.Table {
 	var t dm.Table
 	at := int64(0)
@@ -76,6 +87,10 @@ func (p placement) table(segments []Segment, stripeSize, size int64) dm.Table {
 		length := min(s.Extents*n*p.extentSize, size-at)
 		if length <= 0 {
 			break
+		}
+		if p.absent(s.Stripes) {
+			add(length, dm.ErrorTarget{})
+			continue
 		}
 		if n == 1 {
 			add(length, p.linear(s.Stripes[0], 0))

@@ -1,6 +1,9 @@
 package dmswap
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // UUID is the text form of an RFC 4122 UUID, in lower case.
 type UUID = string
@@ -17,15 +20,33 @@ type PoolInfo struct {
 	Members     []MemberInfo
 }
 
+// Degraded tells whether a member takes no part.
+func (i PoolInfo) Degraded() bool {
+	return slices.ContainsFunc(i.Members, func(m MemberInfo) bool { return m.State != MemberOK })
+}
+
+// States of a member.
+const (
+	MemberOK = "ok"
+	// MemberMissing has no disk; what lies on it answers I/O with errors.
+	MemberMissing = "missing"
+	// MemberFailed has a disk whose metadata could not be read or written. What
+	// lies on it is served as far as the disk does, unless it failed before the
+	// pool was opened.
+	MemberFailed = "failed"
+)
+
 // MemberInfo describes one disk of a pool.
 type MemberInfo struct {
 	Index       int
 	UUID        UUID
-	Path        string // where the disk is now
-	Size        int64  // bytes of the disk
+	Path        string // where the disk is now, or was last seen
+	State       string // MemberOK, MemberMissing or MemberFailed
+	Problem     string // why the state is not MemberOK
+	Size        int64  // bytes of the disk; 0 when it is missing
 	DataOffset  int64  // byte on the disk at which extent 0 begins
 	Extents     int64
-	FreeExtents int64
+	FreeExtents int64 // none on a member that takes no part
 }
 
 // VolumeInfo describes a volume at one moment. It shares nothing with the pool.
@@ -40,7 +61,11 @@ type VolumeInfo struct {
 	ReadOnly     bool   // it is to be served read-only
 	Busy         string // what operation is under way on it, or ""
 	Snapshot     bool   // a snapshot is open
-	Position     Position
+	// Degraded says which member that takes no part has extents of the volume, or
+	// is "". What lies on a missing member answers errors; the rest can be read
+	// and written. The volume is not swapped, grown or taken a snapshot of.
+	Degraded string
+	Position Position
 }
 
 // Position is the content behind a volume.

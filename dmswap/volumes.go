@@ -53,7 +53,7 @@ func (spec *VolumeSpec) normalise(extentSize int64, members int) error {
 // before it is committed, so a volume is whole or not there. A pool that has
 // not enough free extents is [ErrNoSpace].
 func (p *Pool) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, error) {
-	if err := spec.normalise(p.place.extentSize, len(p.place.members)); err != nil {
+	if err := spec.normalise(p.place().extentSize, len(p.place().members)); err != nil {
 		return VolumeInfo{}, err
 	}
 	v := volumeRecord{UUID: newUUID(), Name: spec.Name, Size: spec.Size, Created: time.Now().UTC(), DeviceNumber: -1}
@@ -71,7 +71,7 @@ func (p *Pool) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, e
 	}
 	failpoint.Hit("create: wiped")
 	ref := p.ref(v.UUID, "")
-	info, err := p.createDevice(ctx, v, "", p.place.volumeTable(&v, &pos))
+	info, err := p.createDevice(ctx, v, "", p.place().volumeTable(&v, &pos))
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume %s not created: %w", v.Name, err)
 	}
@@ -103,11 +103,11 @@ func (p *Pool) reserve(v *volumeRecord, pos *positionRecord, stripes int) (done 
 	if p.meta.volume(v.Name) != nil || p.naming[v.Name] {
 		return nil, errf(ErrExists, "use another name", "pool %s has a volume %s already", p.name, v.Name)
 	}
-	free, err := newAllocator(p.meta, p.pending)
+	free, err := p.allocator()
 	if err != nil {
 		return nil, err
 	}
-	es := p.place.extentSize
+	es := p.place().extentSize
 	if pos.Segments, err = free.allocate((v.Size+es-1)/es, stripes, nil); err != nil {
 		return nil, fmt.Errorf("volume %s of %s: %w", v.Name, sizeText(v.Size), err)
 	}
@@ -140,7 +140,7 @@ func (p *Pool) zero(ctx context.Context, pos *positionRecord, offset, length int
 	for length > 0 {
 		n := min(length, step)
 		open := map[int]piece{}
-		for _, x := range mapRange(p.place.members, p.place.extentSize, pos, offset, n) {
+		for _, x := range mapRange(p.place().members, p.place().extentSize, pos, offset, n) {
 			if o, ok := open[x.member]; ok && o.at+o.length == x.at {
 				o.length += x.length
 				open[x.member] = o
@@ -172,6 +172,9 @@ func (p *Pool) GrowVolume(ctx context.Context, ref string, size int64) (VolumeIn
 		return VolumeInfo{}, err
 	}
 	defer release()
+	if err := p.mustBeWhole(list); err != nil {
+		return VolumeInfo{}, err
+	}
 	v := list[0]
 	if size <= v.Size || size > math.MaxInt64/2 {
 		return VolumeInfo{}, errf(ErrInvalid, "give a larger size; volumes don't shrink", "volume %s has %s already, and %s were asked for", v.Name, sizeText(v.Size), sizeText(size))
@@ -190,7 +193,7 @@ func (p *Pool) GrowVolume(ctx context.Context, ref string, size int64) (VolumeIn
 	v.Size = size
 	dev := p.ref(v.UUID, "")
 	failpoint.Hit("grow: wiped")
-	if err := p.kernel.Load(dev, p.place.volumeTable(&v, pos), false); err != nil {
+	if err := p.kernel.Load(dev, p.place().volumeTable(&v, pos), false); err != nil {
 		return VolumeInfo{}, fmt.Errorf("volume %s not grown: %w", v.Name, err)
 	}
 	failpoint.Hit("grow: loaded")
@@ -225,9 +228,9 @@ func (p *Pool) extend(v *volumeRecord, size int64) (pos *positionRecord, done fu
 	}
 	grown := *old
 	grown.Generation++
-	es := p.place.extentSize
+	es := p.place().extentSize
 	if need := (size+es-1)/es - countExtents(old.Segments); need > 0 {
-		free, err := newAllocator(p.meta, p.pending)
+		free, err := p.allocator()
 		if err != nil {
 			return nil, nil, err
 		}

@@ -124,6 +124,9 @@ func checkTarget(ctx context.Context, svc api.Service, v api.Volume) error {
 	if v.ReadOnly {
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is read-only", full(v)), Remedy: "detach it and attach it writable, or use another volume"}
 	}
+	if v.Degraded {
+		return &api.Error{Code: api.CodeDegraded, Message: fmt.Sprintf("volume %s is degraded: %s", full(v), v.Error), Remedy: "use another volume, or connect the disk and say swapback pool rejoin " + v.Pool}
+	}
 	switch v.State {
 	case api.StateBusy:
 		return &api.Error{Code: api.CodeBusy, Message: fmt.Sprintf("volume %s is busy: a swap is under way", full(v)), Remedy: "try again when it has ended"}

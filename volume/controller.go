@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,9 @@ import (
 type Options struct {
 	// Disks limits the search for pool members to these block devices.
 	Disks []string
+	// WaitForMembers is how long a pool that this machine has not had open since
+	// it started is waited for to be whole, before it is opened degraded.
+	WaitForMembers time.Duration
 	// RunDir holds the lock and the marks of quarantined devices; /run/swapback.
 	RunDir string
 	// LinkDir holds the links POOL/VOLUME to block devices; /dev/swapback.
@@ -141,7 +145,7 @@ func lockDir(dir string) (*os.File, error) {
 
 // openPools opens what the disks' labels name.
 func (c *Controller) openPools(ctx context.Context) error {
-	found, err := dmswap.Scan(ctx, dmswap.ScanOptions{Disks: c.opt.Disks, Logger: c.log})
+	found, err := c.scanPools(ctx)
 	if err != nil {
 		return fmt.Errorf("looking for pools: %w", err)
 	}
@@ -160,9 +164,37 @@ func (c *Controller) openPools(ctx context.Context) error {
 		for _, v := range pool.Volumes() {
 			c.linkMapper(v.Device)
 		}
-		c.log.Info("pool opened", "pool", info.Name, "generation", info.Generation, "volumes", len(pool.Volumes()))
+		c.log.Info("pool opened", "pool", info.Name, "generation", info.Generation, "volumes", len(pool.Volumes()), "degraded", info.Degraded())
 	}
 	return nil
+}
+
+// scanPools looks for pools, and waits for members that are late: udev may bring
+// a disk a moment after the daemon has started. A pool whose devices are in the
+// kernel already is not waited for: its applications are waiting for us.
+func (c *Controller) scanPools(ctx context.Context) ([]dmswap.FoundPool, error) {
+	const pause = 250 * time.Millisecond
+	for start := time.Now(); ; {
+		found, err := dmswap.Scan(ctx, dmswap.ScanOptions{Disks: c.opt.Disks, SkipBad: true, Logger: c.log})
+		if err != nil {
+			return nil, err
+		}
+		late := ""
+		for _, f := range found {
+			if text := f.MissingText(); text != "" && len(f.Problems) == 0 && !dmswap.HasDevices(f.UUID) {
+				late = "pool " + f.Name + ": " + text
+			}
+		}
+		if late == "" || time.Since(start) >= c.opt.WaitForMembers {
+			return found, nil
+		}
+		c.log.Warn("waiting for a member", "why", late, "up_to", c.opt.WaitForMembers)
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
 }
 
 // refusePool remembers why a pool was not opened; Open is the only caller.

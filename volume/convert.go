@@ -42,6 +42,15 @@ func (c *Controller) describe(t target) api.Volume {
 		v.DataPath, v.UblkFlags = info.Flags.DataPath().String(), info.Flags.Names()
 		v.IO = describeIO(e.dev.Stats())
 	}
+	if t.info.Degraded != "" {
+		v.Degraded = true
+		if v.State == api.StateServing {
+			v.State = api.StateDegraded
+		}
+		if v.Error == "" {
+			v.Error = t.info.Degraded
+		}
+	}
 	if operation == swapOperation {
 		v.State = api.StateBusy
 	}
@@ -82,10 +91,11 @@ func describePool(p *dmswap.Pool) api.Pool {
 	out := api.Pool{
 		Name: info.Name, UUID: info.UUID, Created: info.Created,
 		ExtentSize: info.ExtentSize, Generation: info.Generation, Volumes: len(p.Volumes()),
+		Degraded: info.Degraded(),
 	}
 	for _, m := range info.Members {
 		out.Members = append(out.Members, api.Member{
-			Index: m.Index, UUID: m.UUID, Path: m.Path,
+			Index: m.Index, UUID: m.UUID, Path: m.Path, State: m.State, Problem: m.Problem,
 			Extents: m.Extents, FreeExtents: m.FreeExtents, DataOffset: m.DataOffset,
 		})
 		out.Extents += m.Extents
@@ -122,6 +132,7 @@ func fromPool(what string, err error) error {
 		{dmswap.ErrNoSpace, api.CodeNoSpace},
 		{dmswap.ErrGeneration, api.CodeGeneration},
 		{dmswap.ErrQuarantined, api.CodeQuarantined},
+		{dmswap.ErrDegraded, api.CodeDegraded},
 		{dmswap.ErrSnapshot, api.CodeBusy},
 		{dmswap.ErrBusy, api.CodeBusy},
 		{dmswap.ErrInUse, api.CodeInUse},

@@ -126,7 +126,7 @@ func exitOfAPI(code string) int {
 		return exitNotFound
 	case api.CodeBusy, api.CodeInUse:
 		return exitInUse
-	case api.CodeGeneration, api.CodeQuarantined:
+	case api.CodeGeneration, api.CodeQuarantined, api.CodeDegraded:
 		return exitRefused
 	}
 	return exitFailed

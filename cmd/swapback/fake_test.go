@@ -45,8 +45,8 @@ func newFake() *fakeService {
 			Name: "tank", UUID: "11111111-0000-4000-8000-000000000001", Created: instant, ExtentSize: 4 << 20,
 			Extents: 2046, FreeExtents: 1534, Size: 2046 << 22, Free: 1534 << 22, Generation: 12, Volumes: 3,
 			Members: []api.Member{
-				{Index: 0, UUID: "22222222-0000-4000-8000-000000000001", Path: "/dev/nvme0n1", Extents: 1023, FreeExtents: 511, DataOffset: 4 << 20},
-				{Index: 1, UUID: "22222222-0000-4000-8000-000000000002", Path: "/dev/nvme1n1", Extents: 1023, FreeExtents: 1023, DataOffset: 4 << 20},
+				{Index: 0, UUID: "22222222-0000-4000-8000-000000000001", Path: "/dev/nvme0n1", State: api.MemberOK, Extents: 1023, FreeExtents: 511, DataOffset: 4 << 20},
+				{Index: 1, UUID: "22222222-0000-4000-8000-000000000002", Path: "/dev/nvme1n1", State: api.MemberOK, Extents: 1023, FreeExtents: 1023, DataOffset: 4 << 20},
 			},
 		}},
 		volumes: []api.Volume{

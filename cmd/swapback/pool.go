@@ -177,14 +177,22 @@ func (a *app) writePool(w io.Writer, pool api.Pool, volumes []api.Volume) {
 	f.add("Size", "%s in %d extents of %s", formatSize(pool.Size), pool.Extents, formatSize(pool.ExtentSize))
 	f.add("Free", "%s in %d extents", formatSize(pool.Free), pool.FreeExtents)
 	f.add("Generation", "%d", pool.Generation)
+	if pool.Degraded {
+		f.add("State", "%s", "degraded: volumes with extents on a disk that takes no part answer errors there")
+	}
 	f.write(w)
 	fmt.Fprintln(w)
-	t := newTable("DISK", "DEVICE", "SIZE", "FREE", "UUID")
+	t := newTable("DISK", "DEVICE", "STATE", "SIZE", "FREE", "UUID")
 	for _, m := range pool.Members {
-		t.row(strconv.Itoa(m.Index), m.Path, formatSize(m.Extents*pool.ExtentSize),
+		t.row(strconv.Itoa(m.Index), m.Path, m.State, formatSize(m.Extents*pool.ExtentSize),
 			formatSize(m.FreeExtents*pool.ExtentSize), m.UUID)
 	}
 	t.write(w)
+	for _, m := range pool.Members {
+		if m.Problem != "" {
+			fmt.Fprintf(w, "disk %d (%s) takes no part: %s\n", m.Index, m.Path, m.Problem)
+		}
+	}
 	if len(volumes) > 0 {
 		fmt.Fprintln(w)
 		writeVolumes(w, volumes)

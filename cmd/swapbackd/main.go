@@ -40,6 +40,7 @@ type options struct {
 	logLevel  string
 	logFormat string
 	onExit    string
+	wait      time.Duration
 }
 
 func main() {
@@ -89,6 +90,7 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 	f.StringArrayVar(&o.disks, "disk", nil, "look for pool members on this block device only; repeatable (default: all disks)")
 	f.StringVar(&o.runDir, "run-dir", "/run/swapback", "directory for the lock and the marks of quarantined devices")
 	f.StringVar(&o.linkDir, "link-dir", "/dev/swapback", "directory for the links POOL/VOLUME to block devices")
+	f.DurationVar(&o.wait, "wait-for-members", 10*time.Second, "how long a pool with a missing disk is waited for after the machine has started, before it is opened degraded")
 	f.StringVar(&o.dataPath, "data-path", "auto", "how data gets from the block layer to the disks: auto, copy, zero-copy or batch (for measuring; adopted devices keep theirs)")
 	f.IntVar(&o.queues, "queues", 0, "queues per volume (default: number of CPUs, at most 4)")
 	f.IntVar(&o.depth, "depth", 64, "requests in flight per queue, 1 to 4096")
@@ -104,6 +106,9 @@ func (o options) check() error {
 	}
 	if o.depth < 1 || o.depth > 4096 {
 		return usageError{fmt.Errorf("--depth=%d: want 1 to 4096", o.depth)}
+	}
+	if o.wait < 0 || o.wait > time.Hour {
+		return usageError{fmt.Errorf("--wait-for-members=%s: want 0s to 1h", o.wait)}
 	}
 	if o.queues < 0 || o.queues > 64 {
 		return usageError{fmt.Errorf("--queues=%d: want 1 to 64, or 0 for the default", o.queues)}
@@ -135,7 +140,7 @@ func run(ctx context.Context, o options) (err error) {
 	defer stop()
 
 	ctl, err := volume.Open(ctx, volume.Options{
-		Disks: o.disks, RunDir: o.runDir, LinkDir: o.linkDir,
+		Disks: o.disks, WaitForMembers: o.wait, RunDir: o.runDir, LinkDir: o.linkDir,
 		Queues: o.queues, Depth: o.depth, DataPath: path,
 		Version: version.String(), Logger: log,
 	})

@@ -117,6 +117,8 @@ func (p *prepared) volume(ctx context.Context, svc api.Service, want job.Volume)
 		p.report.problem("volume %s shows data in quarantine: %s (release it first: swapback volume release %s)", full, v.Position.Quarantine.Reason, full)
 	case v.State == api.StateFailed:
 		p.report.problem("volume %s should be served but is not: %s", full, v.Error)
+	case v.Degraded:
+		p.report.problem("volume %s is degraded: %s", full, v.Error)
 	case v.State == api.StateBusy:
 		p.report.problem("volume %s is busy: a swap is under way", full)
 	case v.ReadOnly:
