@@ -304,6 +304,22 @@ func (c *Control) targets(op string, ref Ref, flags uint32) ([]targetLine, error
 	return lines, nil
 }
 
+// Message sends a message to the target at a sector of the active table, as
+// `dmsetup message` does. Words are separated by spaces; a backslash keeps one
+// that follows (dm_split_args in drivers/md/dm-table.c). What a target answers
+// is dropped.
+func (c *Control) Message(ref Ref, sector uint64, text string) error {
+	if strings.Contains(text, "\x00") {
+		return fmt.Errorf("device-mapper: message %q to %s: %w", text, ref, unix.EINVAL)
+	}
+	// struct dm_target_msg: the sector, then the text with its final zero.
+	const head = 8
+	req := newRequest(ref, head+len(text)+1)
+	native.PutUint64(req.data(), sector)
+	copy(req.data()[head:], text)
+	return c.do("send a message to", unix.DM_TARGET_MSG, req)
+}
+
 // Deps lists the devices that the active table maps onto.
 func (c *Control) Deps(ref Ref) ([]Device, error) {
 	req := newRequest(ref, initialData)

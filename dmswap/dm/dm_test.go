@@ -41,6 +41,8 @@ func TestLayout(t *testing.T) {
 		{"name in dm_name_list", unsafe.Offsetof(unix.DmNameList{}.Name), nameListName},
 		{"sizeof dm_target_versions", unsafe.Sizeof(unix.DmTargetVersions{}), versionListName},
 		{"sizeof dm_target_deps", unsafe.Sizeof(unix.DmTargetDeps{}), depsList},
+		{"sizeof dm_target_msg", unsafe.Sizeof(unix.DmTargetMsg{}), 8},
+		{"DM_TARGET_MSG", unix.DM_TARGET_MSG, 0xc138fd0e},
 		{"DM_VERSION", unix.DM_VERSION, 0xc138fd00},
 		{"DM_DEV_SUSPEND", unix.DM_DEV_SUSPEND, 0xc138fd06},
 		{"DM_TABLE_LOAD", unix.DM_TABLE_LOAD, 0xc138fd09},
@@ -349,6 +351,26 @@ func TestErrorsHaveKinds(t *testing.T) {
 				t.Errorf("%v is also %v", err, other)
 			}
 		}
+	}
+}
+
+func TestMessageBytes(t *testing.T) {
+	var sent []byte
+	c := fakeControl(func(cmd uint, buf []byte) error {
+		if cmd != unix.DM_TARGET_MSG {
+			t.Errorf("command %#x", cmd)
+		}
+		sent = buf[headerSize:]
+		return nil
+	})
+	if err := c.Message(ByName("x"), 7, "mark m1"); err != nil {
+		t.Fatal(err)
+	}
+	if want := append(native.AppendUint64(nil, 7), "mark m1\x00"...); !bytes.Equal(sent, want) {
+		t.Errorf("sent % x, want % x", sent, want)
+	}
+	if err := c.Message(ByName("x"), 0, "a\x00b"); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("a zero byte: %v", err)
 	}
 }
 
