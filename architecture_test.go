@@ -38,7 +38,8 @@ var rooms = map[string][]string{
 	"bench":              {"api", "dmswap/dm", "ublk", "version"},
 	"bench/pause":        {"api", "dmswap/dm"},
 	"demo":               {"api"},
-	"soak":               {"api", "failpoint"},
+	"soak":               {"api"},
+	"soak/power":         {"api", "dmswap", "dmswap/dm", "soak"},
 }
 
 // testOnly are libraries that must not be linked into the product.

@@ -106,7 +106,10 @@ func (d *blockDevice) WriteAt(p []byte, off int64) (int, error) { return d.f.Wri
 func (d *blockDevice) Close() error                             { return d.f.Close() }
 
 // WriteDurable writes past the disk's cache, in one call: O_DIRECT and RWF_DSYNC
-// make a write with FUA (dio_bio_write_op in the kernel's block/fops.c).
+// make a write with FUA (dio_bio_write_op in the kernel's block/fops.c). A flush
+// of the disk comes after it (blkdev_write_iter), and swaps need that one: a volume
+// that is flushed after a swap lies on other disks by then, and what was written
+// to it before is in the caches of the old ones (TestFlushAfterSwap in soak/power).
 func (d *blockDevice) WriteDurable(p []byte, off int64) error {
 	for {
 		n, err := unix.Pwritev2(int(d.f.Fd()), [][]byte{p}, off, unix.RWF_DSYNC)
