@@ -107,6 +107,17 @@ func (p *positionRecord) stripes() int {
 	return len(p.Segments[0].Stripes)
 }
 
+// onMembers lists the members that the position lies on, in no order and some
+// more than once.
+func (p *positionRecord) onMembers() (list []int) {
+	for _, s := range p.Segments {
+		for _, st := range s.Stripes {
+			list = append(list, st.Member)
+		}
+	}
+	return list
+}
+
 // encode returns the body. Records that hold no text of users are still
 // checked by json.Marshal, so an error is a bug or an invalid time.
 func (m *metadata) encode() ([]byte, error) {

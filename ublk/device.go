@@ -34,7 +34,8 @@ type Device struct {
 	ending sync.Mutex // one Stop or Abandon at a time
 	gone   bool       // guarded by ending: Stop or Abandon has succeeded
 
-	ungated, unregistrable bool // see Options
+	failed                 func(Failure, uint64) // see Options
+	ungated, unregistrable bool                  // see Options
 
 	done chan struct{} // closed when every queue has ended and ublkc is closed
 	err  error         // why they ended; read after done

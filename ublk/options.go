@@ -54,6 +54,11 @@ type Options struct {
 	// ChangeMap has every write, discard and write-zeroes recorded, from the first
 	// on; nil: none. Device.SetChangeMap replaces it.
 	ChangeMap *ChangeMap
+	// Failed hears of every request that the backend has answered with an error,
+	// in a goroutine of the device's own; nil: nobody does. It may take its time:
+	// failures that find the list full are only counted, and missed says how many
+	// there were since the last call. It is not called once Done is closed.
+	Failed func(f Failure, missed uint64)
 	// Ungated leaves the gate out of the queues, to measure what it costs: Hold,
 	// Refuse, SetReadOnly and Abandon then have no effect. For benchmarks only.
 	Ungated bool

@@ -48,6 +48,7 @@ type queueConfig struct {
 	// changed is told, without waiting, when a queue of a closed gate has
 	// acknowledged it or has nothing left in flight.
 	changed                chan struct{}
+	failures               *failures
 	ungated, unregistrable bool // see Options
 }
 

@@ -208,6 +208,7 @@ func (q *queue) completed(tag uint16, res int32) {
 			q.retry(tag, flags)
 			return
 		}
+		q.failed(tag, unix.Errno(-res), false)
 		q.flight--
 		q.answer(tag, res)
 		return
@@ -221,6 +222,7 @@ func (q *queue) completed(tag uint16, res int32) {
 				q.retry(tag, 0)
 				return
 			}
+			q.failed(tag, unix.EIO, true)
 			q.flight--
 			q.answer(tag, -int32(unix.EIO))
 			return

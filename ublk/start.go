@@ -58,7 +58,7 @@ func Start(ctx context.Context, b *Backend, o Options) (*Device, error) {
 func newDevice(b *Backend, o Options) (*Device, error) {
 	d := &Device{
 		backend: b, log: o.Logger, ctl: o.Control,
-		ungated: o.Ungated, unregistrable: o.unregistrable,
+		failed: o.Failed, ungated: o.Ungated, unregistrable: o.unregistrable,
 		changed: make(chan struct{}, 1),
 		done:    make(chan struct{}),
 	}
@@ -186,6 +186,7 @@ func (d *Device) startQueues(ctx context.Context) error {
 		close(d.done)
 		return err
 	}
+	failures := newFailures(d.failed)
 	for i := range d.info.Queues {
 		cpus, err := d.ctl.queueAffinity(ctx, d.info.ID, i)
 		if err != nil {
@@ -195,13 +196,14 @@ func (d *Device) startQueues(ctx context.Context) error {
 		q, err := newQueue(queueConfig{
 			id: i, depth: d.info.Depth, ioBytes: d.info.MaxIOBytes, charFD: fd, path: d.info.Flags.DataPath(), cpus: cpus,
 			backend: d.backend, gate: &d.gate, log: d.log, changed: d.changed,
-			ungated: d.ungated, unregistrable: d.unregistrable,
+			failures: failures, ungated: d.ungated, unregistrable: d.unregistrable,
 		})
 		if err != nil {
 			for _, q := range d.queues {
 				q.closeWake()
 			}
 			d.queues = nil
+			failures.close()
 			unix.Close(fd)
 			close(d.done)
 			return err
@@ -219,6 +221,7 @@ func (d *Device) startQueues(ctx context.Context) error {
 	}
 	go func() {
 		running.Wait()
+		failures.close()
 		unix.Close(fd)
 		d.err = errors.Join(errs...)
 		if d.err != nil {

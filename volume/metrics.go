@@ -36,6 +36,8 @@ type metrics struct {
 	swaps    *prometheus.CounterVec
 	held     prometheus.Counter
 	refused  prometheus.Counter
+	// diskErrors counts failed requests by the disks that they went to.
+	diskErrors *prometheus.CounterVec
 }
 
 func newMetrics(version string) *metrics {
@@ -56,6 +58,10 @@ func newMetrics(version string) *metrics {
 		held:     counter("swapback_swap_held_requests_total", "I/O requests that waited for a swap."),
 		refused:  counter("swapback_swap_refused_requests_total", "I/O requests that were answered EBUSY because of a swap."),
 	}
+	m.diskErrors = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "swapback_disk_errors_total",
+		Help: "Requests of volumes that were answered with an error, by the pool's disk that they went to; one that went to several counts for each.",
+	}, []string{"pool", "disk", "op"})
 	// Series that are there from the start let a rate see the first event.
 	for _, phase := range []string{"drain", "suspend", "commit", "resume"} {
 		m.phase.WithLabelValues(phase)
@@ -67,7 +73,7 @@ func newMetrics(version string) *metrics {
 		Name: "swapback_build_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.pause, m.phase, m.swaps, m.held, m.refused, info)
+	m.registry.MustRegister(m.pause, m.phase, m.swaps, m.held, m.refused, m.diskErrors, info)
 	return m
 }
 

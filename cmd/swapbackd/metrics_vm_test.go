@@ -3,46 +3,11 @@
 package main
 
 import (
-	"context"
-	"io"
-	"net"
-	"net/http"
-	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/soak/rig"
 )
-
-// scrape asks the daemon for its metrics as Prometheus does.
-func (d *process) scrape() map[string]float64 {
-	d.t.Helper()
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", d.Socket())
-	}}
-	defer transport.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: transport}).Get("http://swapbackd/metrics")
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		d.t.Fatalf("%s, %v: %s", resp.Status, err, text)
-	}
-	values := map[string]float64{}
-	for line := range strings.Lines(string(text)) {
-		at := strings.LastIndexByte(line, ' ')
-		if strings.HasPrefix(line, "#") || at < 0 {
-			continue
-		}
-		if values[line[:at]], err = strconv.ParseFloat(strings.TrimSpace(line[at:]), 64); err != nil {
-			d.t.Fatalf("line %q: %v", line, err)
-		}
-	}
-	return values
-}
 
 func TestMetrics(t *testing.T) {
 	d := startDaemon(t)
@@ -55,7 +20,7 @@ func TestMetrics(t *testing.T) {
 	if err == nil {
 		t.Fatal("a swap with an old generation went through")
 	}
-	got := d.scrape()
+	got := d.Metrics()
 	for name, want := range map[string]float64{
 		`swapback_swaps_total{result="committed"}`:                    1,
 		`swapback_swaps_total{result="refused"}`:                      1,
@@ -78,7 +43,7 @@ func TestMetrics(t *testing.T) {
 	if _, err := d.Client.Detach(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := d.scrape()[`swapback_volume_in_flight_requests{pool="tank",volume="a"}`]; ok {
+	if _, ok := d.Metrics()[`swapback_volume_in_flight_requests{pool="tank",volume="a"}`]; ok {
 		t.Error("a detached volume has counters")
 	}
 }
