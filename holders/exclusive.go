@@ -55,6 +55,9 @@ func tryClaim(path string) error {
 func statDevice(path string) (devno, bool, error) {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
+	if errors.Is(err, unix.EACCES) && withoutDevices(path) {
+		return devno{}, false, nil
+	}
 	if err != nil {
 		return devno{}, false, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
@@ -62,6 +65,15 @@ func statDevice(path string) (devno, bool, error) {
 		return devno{}, false, nil
 	}
 	return devno{st.Rdev_major, st.Rdev_minor}, true, nil
+}
+
+// withoutDevices tells whether a file that shows nothing, to root neither, lies
+// on a filesystem that was mounted without device nodes. A filesystem in user space
+// is one for everybody but its user, who may mount it in no other way; it is
+// not asked anything (fuse_allow_current_process in the kernel's fs/fuse/dir.c).
+func withoutDevices(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Flags&unix.ST_NODEV != 0
 }
 
 // vanished tells an error that means "gone" from one that means "not allowed"

@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Kinds of [Holder].
@@ -196,6 +197,7 @@ func (s *search) run() error {
 // report adds a holder of d.
 func (s *search) report(d *device, h Holder) {
 	h.Device = d.path
+	h.Command, h.Detail = oneLine(h.Command), oneLine(h.Detail)
 	if h.Kind != KindProcess {
 		d.claimed = true
 	}
@@ -203,6 +205,17 @@ func (s *search) report(d *device, h Holder) {
 	if !slices.Contains(s.found, h) {
 		s.found = append(s.found, h)
 	}
+}
+
+// oneLine keeps a name that somebody else has given, of a process or of a file,
+// from looking like more than a name.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '·'
+		}
+		return r
+	}, s)
 }
 
 // missed notes a place that could not be looked at. What vanished meanwhile

@@ -397,3 +397,23 @@ func TestExclusiveRefusesOtherFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestNamesStayOnTheirLine: a process and a mount point are named by their users.
+// In a refusal neither may look like another line of it.
+func TestNamesStayOnTheirLine(t *testing.T) {
+	m := newMachine(t)
+	m.nodes["/dev/nvme0n1"] = devno{259, 0}
+	m.process(t, 7, "a\nb\x1b[2J", "mnt:[1]", "")
+	m.link(t, "proc/7/fd/3", "/dev/nvme0n1")
+	m.file(t, "proc/7/fdinfo/3", "flags:\t0100002\n")
+	m.process(t, 8, "x", "mnt:[2]", `30 1 259:0 / /mnt/c\012d\011e rw - ext4 /dev/nvme0n1 rw`+"\n")
+	got, err := m.find.Find(t.Context(), "259:0")
+	if err != nil || len(got) != 2 {
+		t.Fatalf("%+v %v", got, err)
+	}
+	for _, h := range got {
+		if strings.ContainsAny(h.Command+h.Detail+h.String(), "\n\t\x1b") || !strings.ContainsAny(h.Detail, "·") {
+			t.Errorf("%+q", h)
+		}
+	}
+}

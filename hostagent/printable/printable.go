@@ -22,3 +22,8 @@ func Text(s string) string {
 		return r
 	}, s)
 }
+
+// Line is [Text] for a name: it stays on its line.
+func Line(s string) string {
+	return Text(strings.NewReplacer("\n", "·", "\t", "·").Replace(s))
+}

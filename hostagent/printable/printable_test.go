@@ -15,3 +15,9 @@ func TestText(t *testing.T) {
 		}
 	}
 }
+
+func TestLine(t *testing.T) {
+	if got := Line("a b\nc\td\x1be"); got != "a b·c·d·e" {
+		t.Errorf("got %q", got)
+	}
+}

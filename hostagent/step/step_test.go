@@ -243,6 +243,10 @@ func TestParseStat(t *testing.T) {
 	if err != nil || s != (stat{pid: 4242, parent: 17, command: "a) b (c)", state: 'S', start: 987654}) {
 		t.Errorf("%+v %v", s, err)
 	}
+	// A name can be made to look like another line of the log.
+	if s, err := parseStat("1 (a\n  job done) S 17 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 20\n"); err != nil || s.command != "a·  job done" {
+		t.Errorf("%+v %v", s, err)
+	}
 	for _, bad := range []string{"", "1 2 3", "1 (x", "1 (x) S 1", "x (y) S 1 " + strings.Repeat("0 ", 20), "1 (y) S x " + strings.Repeat("0 ", 20)} {
 		if _, err := parseStat(bad); err == nil {
 			t.Errorf("%q was read", bad)

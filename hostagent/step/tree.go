@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/hostagent/printable"
 )
 
 // Process is one process. A number alone is used again; together with the time
@@ -60,7 +62,7 @@ func parseStat(line string) (stat, error) {
 	if len(fields) < 20 {
 		return stat{}, fmt.Errorf("process line %q is cut short", line)
 	}
-	s := stat{command: line[open+1 : end], state: fields[0][0]}
+	s := stat{command: printable.Line(line[open+1 : end]), state: fields[0][0]}
 	var err error
 	if s.pid, err = strconv.Atoi(strings.TrimSpace(line[:open])); err != nil {
 		return stat{}, fmt.Errorf("process line %q: %w", line, err)
