@@ -202,7 +202,11 @@ func (u *unit) expectHolderNamed(v api.Volume) {
 		u.t.Fatal(err)
 	}
 	cmd := exec.Command("nsenter", "-t", fmt.Sprint(u.manager), "-p", "--", "setpriv", "--reuid", "65534", "--clear-groups",
-		"sh", "-c", "exec 3<"+v.Device+"; echo open; exec sleep 1000")
+		"sh", "-c", "exec 3<"+v.Device+"; echo open; read x")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		u.t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		u.t.Fatal(err)
@@ -214,10 +218,10 @@ func (u *unit) expectHolderNamed(v api.Volume) {
 		u.t.Fatal(err)
 	}
 	list, err := u.Client.Holders(u.t.Context(), v.Name)
-	if err != nil || len(list) != 1 || list[0].Command != "sleep" {
+	if err != nil || len(list) != 1 || list[0].Command != "sh" {
 		u.t.Errorf("holders of %s: %+v, %v", v.Name, list, err)
 	}
-	rig.Tool(u.t, "pkill", "-KILL", "-P", fmt.Sprint(cmd.Process.Pid))
+	in.Close() // the shell reads the end, and ends
 	_ = cmd.Wait()
 	rig.WaitUntil(u.t, "the holder to go", func() bool {
 		list, err := u.Client.Holders(u.t.Context(), v.Name)
