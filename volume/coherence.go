@@ -3,6 +3,7 @@ package volume
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -30,14 +31,18 @@ func flushBuffers(f *os.File) error {
 	return nil
 }
 
-// checkCoherent drops the cached pages of a block device and then compares
-// blocks read through the page cache with the same blocks read past it. f is
-// open for reading without O_DIRECT.
-func checkCoherent(ctx context.Context, f *os.File) error {
-	if err := flushBuffers(f); err != nil {
+// CheckCoherent compares blocks of a block device read through the page cache
+// with the same blocks read past it.
+//
+// The process that serves the device must not do that itself, see
+// [Options.CheckCoherent].
+func CheckCoherent(ctx context.Context, device string) error {
+	f, err := os.Open(device)
+	if err != nil {
 		return err
 	}
-	direct, err := os.OpenFile(f.Name(), os.O_RDONLY|unix.O_DIRECT, 0)
+	defer f.Close()
+	direct, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return err
 	}
@@ -55,6 +60,16 @@ func checkCoherent(ctx context.Context, f *os.File) error {
 		}
 	}
 	return nil
+}
+
+// CheckAllCoherent is [CheckCoherent] of several devices; it tells of all that
+// are not.
+func CheckAllCoherent(ctx context.Context, devices []string) error {
+	var errs []error
+	for _, d := range devices {
+		errs = append(errs, CheckCoherent(ctx, d))
+	}
+	return errors.Join(errs...)
 }
 
 func compareBlock(ctx context.Context, f, direct *os.File, off int64, cached, raw []byte) error {

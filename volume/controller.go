@@ -47,8 +47,14 @@ type Options struct {
 	Depth int
 	// DataPath of devices that are made; adopted ones keep theirs.
 	DataPath ublk.DataPath
-	Version  string
-	Logger   *slog.Logger
+	// CheckCoherent has [CheckCoherent] done for each of some block devices, in a
+	// process that serves none of them; nil does it in this one. A process that is
+	// killed while it waits for a page or a block of its own device never ends:
+	// its queues are gone, so nobody answers, so it keeps the device open, so the
+	// driver does not see its server go, and no other can take over.
+	CheckCoherent func(ctx context.Context, devices []string) error
+	Version       string
+	Logger        *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -63,6 +69,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Depth == 0 {
 		o.Depth = 64
+	}
+	if o.CheckCoherent == nil {
+		o.CheckCoherent = CheckAllCoherent
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -68,7 +68,7 @@ const (
 func (s *swap) findHolders(ctx context.Context, paths []string) error {
 	for start := time.Now(); ; {
 		s.closeGuards()
-		s.guards, s.held = nil, nil
+		s.held = nil
 		claimed := map[string]bool{} // by somebody else
 		for _, path := range paths {
 			f, err := holders.Exclusive(path)
@@ -114,4 +114,5 @@ func (s *swap) closeGuards() {
 	for _, f := range s.guards {
 		f.Close()
 	}
+	s.guards = nil
 }

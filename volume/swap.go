@@ -230,8 +230,18 @@ func (s *swap) collect(prepared *dmswap.Swap) {
 func (s *swap) verify(ctx context.Context) {
 	defer s.phase(&s.result.Phases.Verify)()
 	var warnings []string
+	var paths []string
 	for _, f := range s.guards {
-		if err := checkCoherent(ctx, f); err != nil {
+		paths = append(paths, f.Name())
+		if err := flushBuffers(f); err != nil {
+			warnings = append(warnings, err.Error())
+		}
+	}
+	// Before anybody reads through the page cache: who closes a device last
+	// waits for its cached pages, and must not be this process.
+	s.closeGuards()
+	if len(paths) > 0 {
+		if err := s.c.opt.CheckCoherent(ctx, paths); err != nil {
 			warnings = append(warnings, err.Error())
 		}
 	}

@@ -44,6 +44,9 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == coherentArg {
+		os.Exit(coherentMain(os.Args[2:]))
+	}
 	cmd := newCommand()
 	err := cmd.Execute()
 	if err == nil {
@@ -142,7 +145,7 @@ func run(ctx context.Context, o options) (err error) {
 	ctl, err := volume.Open(ctx, volume.Options{
 		Disks: o.disks, WaitForMembers: o.wait, RunDir: o.runDir, LinkDir: o.linkDir,
 		Queues: o.queues, Depth: o.depth, DataPath: path,
-		Version: version.String(), Logger: log,
+		CheckCoherent: checkInChild, Version: version.String(), Logger: log,
 	})
 	if err != nil {
 		return err
