@@ -221,14 +221,7 @@ func (c *Controller) Close(ctx context.Context, stop bool) error {
 	c.exports, c.pools = map[string]*export{}, map[string]*dmswap.Pool{}
 	c.mu.Unlock()
 
-	var errs []error
-	for _, e := range exports {
-		if stop {
-			errs = append(errs, c.stopExport(ctx, e))
-		} else {
-			errs = append(errs, e.abandon(ctx))
-		}
-	}
+	errs := c.closeExports(ctx, exports, stop)
 	for _, p := range pools {
 		if stop {
 			errs = append(errs, p.Deactivate(ctx))
@@ -238,6 +231,30 @@ func (c *Controller) Close(ctx context.Context, stop bool) error {
 	c.unlinkMapper()
 	errs = append(errs, c.ublk.Close(), c.lock.Close())
 	return errors.Join(errs...)
+}
+
+// closeExports removes devices, or leaves them all at once: the pause of their
+// users has begun.
+func (c *Controller) closeExports(ctx context.Context, exports map[string]*export, stop bool) []error {
+	var errs []error
+	if stop {
+		for _, e := range exports {
+			errs = append(errs, c.stopExport(ctx, e))
+		}
+		return errs
+	}
+	var mu sync.Mutex
+	var leaving sync.WaitGroup
+	for _, e := range exports {
+		leaving.Go(func() {
+			err := e.abandon(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+	}
+	leaving.Wait()
+	return errs
 }
 
 // Info implements [api.Service].

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -46,22 +47,47 @@ func (t target) blank() bool { return t.info.DeviceNumber < 0 && t.info.Position
 func (t target) tag() uint64 { return deviceTag(t.pool.Info().UUID, t.uuid()) }
 
 // serveAttached serves every volume that is marked attached, and removes ublk
-// devices that a dead daemon left for volumes that are gone.
+// devices that a dead daemon left for volumes that are gone. Devices that are
+// left are adopted all at once: each is a pause to somebody. Only then missing
+// ones are made, so that none takes the number of another.
 func (c *Controller) serveAttached(ctx context.Context) {
+	var adopting sync.WaitGroup
+	var missing []target
 	for _, p := range c.poolsSorted() {
 		for _, v := range p.Volumes() {
 			t := target{p, v}
-			if !v.Attached {
-				continue
-			}
-			if _, err := c.serve(ctx, t, v.DeviceNumber, false); err != nil {
-				c.log.Error("volume not served", "volume", t.String(), "err", err)
-				c.setExport(t, &export{name: t.String(), failed: err})
+			switch {
+			case !v.Attached:
+			case c.left(ctx, t):
+				adopting.Go(func() { c.serveAgain(ctx, t) })
+			default:
+				missing = append(missing, t)
 			}
 		}
 	}
+	adopting.Wait()
+	for _, t := range missing {
+		c.serveAgain(ctx, t)
+	}
 	if err := c.removeOrphans(ctx); err != nil {
 		c.log.Warn("looking for orphaned ublk devices", "err", err)
+	}
+}
+
+// left tells whether an earlier daemon has left the volume's device.
+func (c *Controller) left(ctx context.Context, t target) bool {
+	if t.info.DeviceNumber < 0 {
+		return false
+	}
+	info, err := c.ublk.Info(ctx, t.info.DeviceNumber)
+	return err == nil && info.Tag == t.tag()
+}
+
+// serveAgain serves a volume after a restart, or notes why it can't.
+func (c *Controller) serveAgain(ctx context.Context, t target) {
+	if _, err := c.serve(ctx, t, t.info.DeviceNumber, false); err != nil {
+		c.log.Error("volume not served", "volume", t.String(), "err", err)
+		c.setExport(t, &export{name: t.String(), failed: err})
 	}
 }
 
@@ -126,8 +152,34 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 		return nil, errors.Join(err, c.stopExport(ctx, e))
 	}
 	c.setExport(t, e)
+	if adopt {
+		err := c.catchUp(ctx, t, e)
+		if e = c.export(t); e == nil {
+			return nil, err
+		}
+		if err != nil {
+			c.log.Error("volume has grown, but its block device does not show it (detach and attach it)", "volume", t.String(), "err", err)
+		}
+	}
 	c.log.Info("volume served", "volume", t.String(), "device", dev.Path(), "adopted", adopt, "read_only", readOnly)
 	return e, nil
+}
+
+// catchUp gives an adopted device the size that its volume has in the pool: the
+// daemon may have died between the one and the other.
+func (c *Controller) catchUp(ctx context.Context, t target, e *export) error {
+	size := uint64(t.info.Size)
+	switch {
+	case e.dev.Limits().Size == size:
+		return nil
+	case e.dev.Info().Flags.Has(ublk.UpdateSize):
+		return e.dev.Resize(ctx, size)
+	}
+	// As in GrowVolume: nobody held it when it was grown.
+	if err := c.refuseHolders(ctx, t, e, "unmount it first"); err != nil {
+		return err
+	}
+	return c.restart(ctx, t, e)
 }
 
 // finishServe makes the link and records how the volume is served.
