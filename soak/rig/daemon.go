@@ -80,7 +80,7 @@ func StartWith(t *testing.T, opt Options) *Daemon {
 	d := &Daemon{Options: opt, Dir: t.TempDir(), t: t}
 	d.Client = api.NewClient(d.Socket())
 	d.Run()
-	d.fds = d.countFDs()
+	d.fds = d.CountFDs()
 	t.Cleanup(d.finish)
 	return d
 }
@@ -295,16 +295,16 @@ func (d *Daemon) RemovePools() {
 // with SIGQUIT: the Go runtime then prints every goroutine.
 func (d *Daemon) checkLeaks() {
 	// A closed connection's descriptor goes a moment after the client's.
-	fds := d.countFDs()
+	fds := d.CountFDs()
 	for range 100 {
 		if fds <= d.fds {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)
-		fds = d.countFDs()
+		fds = d.CountFDs()
 	}
 	if fds > d.fds {
-		d.t.Errorf("swapbackd holds %d descriptors without a volume, %d at its start: %s", fds, d.fds, d.listFDs())
+		d.t.Errorf("swapbackd holds %d descriptors without a volume, %d at its start: %s", fds, d.fds, d.ListFDs())
 	}
 	before := len(d.Log.String())
 	d.Signal(syscall.SIGQUIT)
@@ -321,7 +321,9 @@ func (d *Daemon) checkLeaks() {
 
 func (d *Daemon) fdDir() string { return fmt.Sprintf("/proc/%d/fd", d.PID()) }
 
-func (d *Daemon) countFDs() int {
+// CountFDs is the number of the process's open descriptors.
+func (d *Daemon) CountFDs() int {
+	d.t.Helper()
 	entries, err := os.ReadDir(d.fdDir())
 	if err != nil {
 		d.t.Fatal(err)
@@ -329,7 +331,23 @@ func (d *Daemon) countFDs() int {
 	return len(entries)
 }
 
-func (d *Daemon) listFDs() string {
+// Memory is what the process has of it, VmRSS of proc_pid_status(5), in bytes.
+func (d *Daemon) Memory() int64 {
+	d.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var kib int64
+	_, rest, _ := strings.Cut(string(text), "VmRSS:")
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		d.t.Fatalf("no VmRSS in %s", text)
+	}
+	return kib << 10
+}
+
+// ListFDs tells where the process's descriptors lead.
+func (d *Daemon) ListFDs() string {
 	var b strings.Builder
 	entries, _ := os.ReadDir(d.fdDir())
 	for _, e := range entries {
@@ -346,10 +364,19 @@ func ExpectNoDevices(t *testing.T) {
 			t.Errorf("ublk devices are left: %q", left)
 		}
 	}
-	uuids, _ := filepath.Glob("/sys/block/dm-*/dm/uuid")
-	for _, path := range uuids {
+	if left := MapperDevices(); len(left) > 0 {
+		t.Errorf("device-mapper devices are left: %q", left)
+	}
+}
+
+// MapperDevices are the UUIDs of swapback's device-mapper devices.
+func MapperDevices() []string {
+	var list []string
+	paths, _ := filepath.Glob("/sys/block/dm-*/dm/uuid")
+	for _, path := range paths {
 		if uuid, _ := os.ReadFile(path); strings.HasPrefix(string(uuid), "SWAPBACK-") {
-			t.Errorf("a device-mapper device is left: %s", uuid)
+			list = append(list, strings.TrimSpace(string(uuid)))
 		}
 	}
+	return list
 }
