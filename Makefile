@@ -35,6 +35,8 @@ build: ## build every program into build/bin (NOBUILD=1 leaves that out of other
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
 	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/pause ./demo/... ./ublk/examples/serve
+	@# Another build of the daemon, for the tests of an upgrade.
+	@$(GOBUILD) -ldflags '-X github.com/swapback/swapback/version.Version=next' -o $(BIN)/swapbackd-next ./cmd/swapbackd
 endif
 
 .PHONY: harness

@@ -1,0 +1,81 @@
+//go:build vm
+
+package storm
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/swapback/swapback/soak/rig"
+)
+
+// nextBuild is swapbackd once more, with another version; "make build" makes it.
+const nextBuild = "swapbackd-next"
+
+// TestUpgradeUnderLoad replaces swapbackd by another build and back, as
+// "systemctl restart swapbackd" does after an upgrade of the package, while fio
+// writes and verifies. Applications see a pause, which is measured, and no error.
+func TestUpgradeUnderLoad(t *testing.T) {
+	for _, volumes := range []int{2, 16} {
+		t.Run(fmt.Sprintf("%d volumes", volumes), func(t *testing.T) { upgrade(t, volumes) })
+	}
+}
+
+func upgrade(t *testing.T, volumes int) {
+	kernel := rig.OpenKernelLog(t)
+	d := rig.Start(t)
+	builds := []string{nextBuild, d.Program}
+	d.Pool()
+	probed, loaded := d.Volume("probed", 8*rig.MiB), d.Volume("loaded", 64*rig.MiB)
+	for i := range volumes - 2 {
+		d.Volume(fmt.Sprintf("idle-%d", i), 8*rig.MiB)
+	}
+	p := startProber(t, probed.Device)
+	load := rig.LoopFio(t, verify(loaded.Device, "--ioengine=io_uring", "--direct=1", "--iodepth=8", "--offset_increment=32m"))
+	var pauses []time.Duration
+	for round := range rig.Count(t, "SOAK_UPGRADES", 4) {
+		before := version(t, d)
+		d.WaitWrites("loaded", 50)
+		p.reset()
+		began := time.Now()
+		d.Signal(syscall.SIGTERM)
+		stopped := time.Since(began)
+		if state := d.WaitEnd(); state.ExitCode() != 0 {
+			t.Errorf("swapbackd ended with %v:\n%s", state, d.Log)
+		}
+		d.Program = builds[round%2]
+		d.Run()
+		ready := time.Since(began)
+		d.WaitWrites("probed", 3)
+		pauses = append(pauses, p.reset())
+		t.Logf("%s: stopped after %v, answered after %v, longest request of an application %v", d.Program,
+			stopped.Round(time.Millisecond), ready.Round(time.Millisecond), pauses[round].Round(time.Millisecond))
+		if now := version(t, d); now == before {
+			t.Errorf("swapbackd is %s before and after the upgrade", now)
+		}
+		d.Check()
+	}
+	runs, longest := load.Stop()
+	t.Logf("%d volumes: fio made %d runs, its longest request took %v", volumes, runs, longest.Round(time.Millisecond))
+	p.stop()
+	if err := p.err(); err != nil {
+		t.Errorf("probe: %v", err)
+	}
+	for _, name := range []string{"probed", "loaded"} {
+		if io := d.Show(name).IO; io.Errors != 0 {
+			t.Errorf("volume %s: %+v", name, io)
+		}
+	}
+	kernel.ExpectQuiet(t)
+}
+
+func version(t *testing.T, d *rig.Daemon) string {
+	t.Helper()
+	info, err := d.Client.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Version
+}
