@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,11 +40,9 @@ func (l *locks) take(dir, name, what, job string) error {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return fmt.Errorf("lock %s: %w", path, err)
 		}
-		owner := make([]byte, 256)
-		n, _ := f.ReadAt(owner, 0) // what is there will do
 		return &api.Error{
 			Code:    api.CodeBusy,
-			Message: fmt.Sprintf("%s is being worked on by %s", what, strings.TrimSpace(string(owner[:n]))),
+			Message: fmt.Sprintf("%s is being worked on by %s", what, lockOwner(f)),
 			Remedy:  "try again when it has ended (swapback-agent status)",
 		}
 	}
@@ -55,4 +54,18 @@ func (l *locks) take(dir, name, what, job string) error {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil
+}
+
+// lockOwner reads who has a lock. One who has just taken it writes that a moment
+// later, which is waited for.
+func lockOwner(f *os.File) string {
+	owner := make([]byte, 256)
+	for range 50 {
+		n, _ := f.ReadAt(owner, 0) // what is there will do
+		if text := strings.TrimSpace(string(owner[:n])); text != "" {
+			return text
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return "another process"
 }
