@@ -2,7 +2,7 @@ package rig
 
 import (
 	"errors"
-	"os"
+	"io"
 	"strings"
 	"testing"
 
@@ -20,7 +20,7 @@ func OpenKernelLog(t *testing.T) *KernelLog {
 		t.Fatalf("/dev/kmsg: %v", err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
-	if _, err := unix.Seek(fd, 0, os.SEEK_END); err != nil {
+	if _, err := unix.Seek(fd, 0, io.SeekEnd); err != nil {
 		t.Fatalf("/dev/kmsg: %v", err)
 	}
 	return &KernelLog{fd}
