@@ -280,8 +280,9 @@ func (d *Daemon) finish() {
 // RemovePools checks the pools, deletes them with their volumes, and closes Client.
 func (d *Daemon) RemovePools() {
 	d.t.Helper()
-	// The test's context may have ended by now.
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	// The test's context may have ended by now, and hundreds of volumes take an
+	// emulated machine minutes to remove.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience)
 	defer cancel()
 	for _, p := range d.check(ctx) {
 		if err := d.Client.DeletePool(ctx, p.Name, true); err != nil {
