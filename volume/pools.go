@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/swapback/swapback/api"
@@ -73,21 +74,11 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 		return err
 	}
 	defer release()
-	// Look at all before taking the first away.
-	for _, t := range targets {
-		if e := c.export(t); e != nil && e.dev != nil {
-			if err := c.refuseHolders(ctx, t, e, "unmount or stop what is named above"); err != nil {
-				return err
-			}
-		}
+	if err := c.refuseHolders(ctx, unmountFirst, targets...); err != nil {
+		return err
 	}
-	for _, t := range targets {
-		if err := c.detach(ctx, t); err != nil {
-			return err
-		}
-	}
-	if err := p.Destroy(ctx); err != nil {
-		return fromPool(fmt.Sprintf("pool %s not deleted", name), err)
+	if err := c.destroy(ctx, p, targets); err != nil {
+		return err
 	}
 	c.mu.Lock()
 	delete(c.pools, uuid)
@@ -98,6 +89,33 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 	c.unlinkMapper()
 	c.log.Info("pool deleted", "pool", name)
 	return nil
+}
+
+// destroy takes the block devices of all volumes away, and then the pool. The
+// volumes of a pool that stays are served again.
+func (c *Controller) destroy(ctx context.Context, p *dmswap.Pool, targets []target) (err error) {
+	var stopped []target
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, t := range stopped {
+			if _, again := c.serve(context.WithoutCancel(ctx), t, t.info.DeviceNumber, false); again != nil {
+				err = errors.Join(err, fmt.Errorf("and the device of volume %s could not be made again: %w", t, again))
+			}
+		}
+	}()
+	for _, t := range targets {
+		e := c.export(t)
+		if e != nil && e.dev != nil {
+			if err := c.stopExport(ctx, e); err != nil {
+				return err
+			}
+			stopped = append(stopped, t)
+		}
+		c.setExport(t, nil)
+	}
+	return fromPool(fmt.Sprintf("pool %s not deleted", p.Info().Name), p.Destroy(ctx))
 }
 
 // CheckPool implements [api.Service]. Beside what the pool itself can check, it

@@ -111,7 +111,7 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	live := e != nil && e.dev != nil
 	restart := live && !e.dev.Info().Flags.Has(ublk.UpdateSize)
 	if restart {
-		if err := c.refuseHolders(ctx, t, e, "this kernel can't grow a device in use (needs 6.16): unmount it first"); err != nil {
+		if err := c.refuseHolders(ctx, "this kernel can't grow a device in use (needs 6.16): unmount it first", t); err != nil {
 			return api.Volume{}, err
 		}
 	}
@@ -187,11 +187,13 @@ func (c *Controller) Detach(ctx context.Context, ref string) (api.Volume, error)
 	return c.refreshed(t)
 }
 
+const unmountFirst = "unmount or stop what is named above"
+
 // detach takes away the block device, if there is one and nobody holds it.
 func (c *Controller) detach(ctx context.Context, t target) error {
 	e := c.export(t)
 	if e != nil && e.dev != nil {
-		if err := c.refuseHolders(ctx, t, e, "unmount or stop what is named above"); err != nil {
+		if err := c.refuseHolders(ctx, unmountFirst, t); err != nil {
 			return err
 		}
 		if err := c.stopExport(ctx, e); err != nil {
@@ -206,25 +208,37 @@ func (c *Controller) detach(ctx context.Context, t target) error {
 	return fromPool(fmt.Sprintf("volume %s", t), err)
 }
 
-// refuseHolders returns an error that names everybody who holds the device.
-func (c *Controller) refuseHolders(ctx context.Context, t target, e *export, remedy string) error {
-	found, err := c.holdersOf(ctx, e.dev)
-	if err != nil {
+// refuseHolders returns an error that names everybody who holds a device of the
+// volumes.
+func (c *Controller) refuseHolders(ctx context.Context, remedy string, targets ...target) error {
+	var paths, names []string
+	for _, t := range targets {
+		if e := c.export(t); e != nil && e.dev != nil {
+			paths, names = append(paths, e.dev.Path()), append(names, t.String())
+		}
+	}
+	found, err := c.holdersOf(ctx, paths...)
+	if err != nil || len(found) == 0 {
 		return err
 	}
-	if len(found) == 0 {
-		return nil
+	message := fmt.Sprintf("volume %s is in use", names[0])
+	if len(names) > 1 {
+		message = fmt.Sprintf("of %d volumes some are in use", len(names))
 	}
-	return &api.Error{Code: api.CodeInUse, Message: fmt.Sprintf("volume %s is in use", t), Remedy: remedy, Holders: apiHolders(found)}
+	return &api.Error{Code: api.CodeInUse, Message: message, Remedy: remedy, Holders: apiHolders(found)}
 }
 
-// holdersOf names who holds a device, and waits a little for udev to let go.
-func (c *Controller) holdersOf(ctx context.Context, dev *ublk.Device) ([]holders.Holder, error) {
+// holdersOf names who holds one of the devices, and waits a little for udev to
+// let go. It walks through all processes once, however many devices there are.
+func (c *Controller) holdersOf(ctx context.Context, paths ...string) ([]holders.Holder, error) {
+	if len(paths) == 0 {
+		return nil, nil
+	}
 	finder := c.finder()
 	// Somebody whom no table of the kernel names can still have claimed it.
 	finder.Probe = true
 	for start := time.Now(); ; time.Sleep(udevPause) {
-		found, err := finder.Find(ctx, dev.Path())
+		found, err := finder.Find(ctx, paths...)
 		if err != nil || !onlyUdev(found) || time.Since(start) > udevPatience {
 			return found, err
 		}
@@ -241,7 +255,7 @@ func (c *Controller) Holders(ctx context.Context, ref string) ([]api.Holder, err
 	if e == nil || e.dev == nil {
 		return []api.Holder{}, nil
 	}
-	found, err := c.holdersOf(ctx, e.dev)
+	found, err := c.holdersOf(ctx, e.dev.Path())
 	return apiHolders(found), err
 }
 
