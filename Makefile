@@ -83,6 +83,19 @@ fuzz: ## every fuzz target for FUZZTIME (PKG=./backup/... RUN=regexp narrow it d
 	@$(GOBUILD) -o $(HARNESS)/ ./ci/fuzz
 	@$(HARNESS)/fuzz -time $(or $(FUZZTIME),10s) -run '$(RUN)' $(PKG)
 
+# How long each test of soak/ is; without a number it is short, as in "make test".
+SOAK = SOAK_KILLS=$(or $(KILLS),200) SOAK_AGENT_KILLS=$(or $(AGENT_KILLS),50) SOAK_POINTS=$(or $(POINTS),3000) \
+	SOAK_CALLS=$(or $(CALLS),10000) SOAK_SWAPS=$(or $(SWAPS),10000) SOAK_VOLUMES=$(or $(VOLUMES),256) \
+	$(if $(SEED),SOAK_SEED=$(SEED))
+
+.PHONY: soak
+soak: build harness ## hours: soak/ in its long form, then fuzzing (KILLS, AGENT_KILLS, POINTS, CALLS, SWAPS, VOLUMES, SEED, FUZZTIME; PKG=./soak/storm)
+	@VM_ENV="$$VM_ENV $(SOAK)" PKG=$${PKG:-./soak/...} V=1 TEST_TIMEOUT=$${TEST_TIMEOUT:-8h} VM_TIMEOUT=$${VM_TIMEOUT:-24h} \
+		CPUS=$${CPUS:-4} $(HARNESS)/testrun
+ifeq ($(PKG),)
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=$(or $(FUZZTIME),5m)
+endif
+
 .PHONY: vm-selftest
 vm-selftest: harness ## the test machine's own promises, on both kernels
 	@ci/selftest.sh 7.3
@@ -133,6 +146,7 @@ bench-pause: build harness ## the swap pause beside the kernel's floor (MODE=wal
 ci: ## what .ci/run does
 	@$(MAKE) test
 	@$(MAKE) lint
+	@$(MAKE) fuzz
 	@$(MAKE) bench-check
 
 .PHONY: clean
