@@ -126,7 +126,7 @@ func TestSnapshotRunsFull(t *testing.T) {
 // next one succeeds.
 func TestFullRepository(t *testing.T) {
 	d := busyVolume(t)
-	v := d.Volume("data", 32*rig.MiB)
+	v := d.VolumeWith(api.CreateVolumeRequest{Name: "data", Size: 32 * rig.MiB, Zero: true})
 	rig.WriteDevice(t, v.Device, 0, rig.RandomBytes(3, int(4*rig.MiB)))
 	dir := filepath.Join(d.Dir, "repo")
 	if err := os.Mkdir(dir, 0o755); err != nil {
