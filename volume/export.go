@@ -176,7 +176,7 @@ func (c *Controller) catchUp(ctx context.Context, t target, e *export) error {
 		return e.dev.Resize(ctx, size)
 	}
 	// As in GrowVolume: nobody held it when it was grown.
-	if err := c.refuseHolders(ctx, t, e, "unmount it first"); err != nil {
+	if err := c.refuseHolders(ctx, "unmount it first", e); err != nil {
 		return err
 	}
 	return c.restart(ctx, t, e)

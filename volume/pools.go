@@ -74,7 +74,11 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 		return err
 	}
 	defer release()
-	if err := c.refuseHolders(ctx, unmountFirst, targets...); err != nil {
+	var exports []*export
+	for _, t := range targets {
+		exports = append(exports, c.export(t))
+	}
+	if err := c.refuseHolders(ctx, unmountFirst, exports...); err != nil {
 		return err
 	}
 	if err := c.destroy(ctx, p, targets); err != nil {

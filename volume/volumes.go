@@ -111,7 +111,7 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	live := e != nil && e.dev != nil
 	restart := live && !e.dev.Info().Flags.Has(ublk.UpdateSize)
 	if restart {
-		if err := c.refuseHolders(ctx, "this kernel can't grow a device in use (needs 6.16): unmount it first", t); err != nil {
+		if err := c.refuseHolders(ctx, "this kernel can't grow a device in use (needs 6.16): unmount it first", e); err != nil {
 			return api.Volume{}, err
 		}
 	}
@@ -193,7 +193,7 @@ const unmountFirst = "unmount or stop what is named above"
 func (c *Controller) detach(ctx context.Context, t target) error {
 	e := c.export(t)
 	if e != nil && e.dev != nil {
-		if err := c.refuseHolders(ctx, unmountFirst, t); err != nil {
+		if err := c.refuseHolders(ctx, unmountFirst, e); err != nil {
 			return err
 		}
 		if err := c.stopExport(ctx, e); err != nil {
@@ -208,13 +208,13 @@ func (c *Controller) detach(ctx context.Context, t target) error {
 	return fromPool(fmt.Sprintf("volume %s", t), err)
 }
 
-// refuseHolders returns an error that names everybody who holds a device of the
-// volumes.
-func (c *Controller) refuseHolders(ctx context.Context, remedy string, targets ...target) error {
+// refuseHolders returns an error that names everybody who holds one of the
+// devices. An export may be nil.
+func (c *Controller) refuseHolders(ctx context.Context, remedy string, exports ...*export) error {
 	var paths, names []string
-	for _, t := range targets {
-		if e := c.export(t); e != nil && e.dev != nil {
-			paths, names = append(paths, e.dev.Path()), append(names, t.String())
+	for _, e := range exports {
+		if e != nil && e.dev != nil {
+			paths, names = append(paths, e.dev.Path()), append(names, e.name)
 		}
 	}
 	found, err := c.holdersOf(ctx, paths...)
