@@ -36,7 +36,12 @@ func NewClient(socket string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
 	}
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	return &Client{socket: socket, http: &http.Client{
+		Transport: &http.Transport{DialContext: dial},
+		// A name such as ".." makes the server point to another path, which would
+		// be another operation.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
 }
 
 // Close drops idle connections.
@@ -192,10 +197,13 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		}
 		return nil, fmt.Errorf("swapbackd at %s: %s %s: %w", c.socket, method, path, err)
 	}
-	if resp.StatusCode < 400 {
+	if resp.StatusCode < 300 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode < 400 {
+		return nil, &Error{Status: http.StatusNotFound, Code: CodeNotFound, Message: fmt.Sprintf("%s %s: that is no name", method, path)}
+	}
 	return nil, decodeError(resp)
 }
 

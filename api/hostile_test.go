@@ -76,3 +76,27 @@ func TestMistakesMoreAreCounted(t *testing.T) {
 		t.Errorf("%d mistakes: %v", got, err)
 	}
 }
+
+// A name, however strange, is one segment of the path: the service gets it as
+// it is, or the caller gets an error. It never leads to another operation.
+func TestStrangeNames(t *testing.T) {
+	f := &fake{volumes: []Volume{{Name: "x"}}}
+	c := connect(t, f)
+	for _, name := range []string{"..", ".", "../pools/tank", "../volumes", "..%2fvolumes", "a//b", "a/../b", "/", "//", "a/", "%", "%2e%2e", "?force=true", "#", " ", "\n", "\x00", "é", "\xff", ";", "a\\..\\b", ""} {
+		f.got = nil
+		err := c.DeleteVolume(t.Context(), name, false)
+		if seen, ok := f.got.([]any); err == nil && (!ok || seen[0] != name || seen[1] != false) {
+			t.Errorf("delete %q: no error, and the service saw %v", name, f.got)
+		}
+		f.got = nil
+		v, err := c.Volume(t.Context(), name)
+		if err == nil && (f.got != name || v.Name != strings.ToValidUTF8(name, "\ufffd")) {
+			t.Errorf("show %q: got %+v, and the service saw %v", name, v, f.got)
+		}
+		if name == "." || name == ".." {
+			if CodeOf(err) != CodeNotFound {
+				t.Errorf("show %q: %v", name, err)
+			}
+		}
+	}
+}
