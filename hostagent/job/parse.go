@@ -1,6 +1,7 @@
 package job
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -17,9 +18,13 @@ import (
 )
 
 const (
-	// maxFile bounds a job file, in bytes.
-	maxFile = 1 << 20
-	// maxDepth bounds how deep brackets may nest: the parser recurses.
+	// maxFile bounds a job file, in bytes. The parser's time and memory grow with
+	// the square of what some files hold.
+	maxFile = 64 << 10
+	// maxMistakes bounds how many are told.
+	maxMistakes = 50
+	// maxDepth bounds how deep brackets may nest, and lists that begin in one
+	// line ("- - - x"): the parser recurses.
 	maxDepth   = 32
 	maxRetries = 100
 )
@@ -99,7 +104,7 @@ func (r *reader) document(text []byte) (root at, ok bool) {
 		r.wrong(at{}, "the file holds a zero byte: is it a job file?")
 		return at{}, false
 	case tooDeep(text):
-		r.wrong(at{}, "brackets nest deeper than %d", maxDepth)
+		r.wrong(at{}, "brackets or lists nest deeper than %d", maxDepth)
 		return at{}, false
 	}
 	// What the parser chokes on is a mistake in the file and must not take
@@ -151,6 +156,17 @@ func tooDeep(text []byte) bool {
 		}
 		if depth > maxDepth {
 			return true
+		}
+	}
+	for line := range bytes.Lines(text) {
+		marks := 0
+		for field := range bytes.FieldsSeq(line) {
+			if len(field) > 1 || field[0] != '-' && field[0] != '?' {
+				break
+			}
+			if marks++; marks > maxDepth {
+				return true
+			}
 		}
 	}
 	return false

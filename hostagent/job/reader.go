@@ -22,6 +22,9 @@ type at struct {
 }
 
 func (r *reader) wrong(a at, format string, args ...any) {
+	if len(r.mistakes) == maxMistakes {
+		return
+	}
 	m := Mistake{Path: a.path, Text: fmt.Sprintf(format, args...)}
 	if a.node != nil {
 		if t := a.node.GetToken(); t != nil && t.Position != nil {
@@ -57,7 +60,7 @@ func (r *reader) mapping(a at, required []string, keys map[string]func(at)) {
 		case !known && keys[anyKey] != nil:
 			read = keys[anyKey]
 		case !known:
-			r.wrong(here, "unknown key %q%s", key, suggest(key, keys))
+			r.wrong(here, "unknown key %.80q%s", key, suggest(key, keys))
 			continue
 		}
 		if seen[key] {
