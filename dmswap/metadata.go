@@ -45,16 +45,16 @@ import (
 const metadataVersion = 1
 
 type metadata struct {
-	Version    int              `json:"swapback"`
-	Generation uint64           `json:"generation"`
-	Previous   uint64           `json:"previous"`
-	Pool       poolRecord       `json:"pool"`
-	Members    []memberRecord   `json:"members"`
-	Volumes    []volumeRecord   `json:"volumes"`
-	Positions  []positionRecord `json:"positions"`
-	Snapshots  []snapshotRecord `json:"snapshots"`
-	Missing    []missingRecord  `json:"missing"` // by member
-	Epochs     []epoch          `json:"epochs"`  // the newest ones, in order
+	Version    int                     `json:"swapback"`
+	Generation uint64                  `json:"generation"`
+	Previous   uint64                  `json:"previous"`
+	Pool       poolRecord              `json:"pool"`
+	Members    records[memberRecord]   `json:"members"`
+	Volumes    records[volumeRecord]   `json:"volumes"`
+	Positions  records[positionRecord] `json:"positions"`
+	Snapshots  records[snapshotRecord] `json:"snapshots"`
+	Missing    []missingRecord         `json:"missing"` // by member
+	Epochs     records[epoch]          `json:"epochs"`  // the newest ones, in order
 }
 
 type poolRecord struct {
@@ -116,6 +116,39 @@ func (p *positionRecord) onMembers() (list []int) {
 		}
 	}
 	return list
+}
+
+// records is a list of records as it is decoded. A disk may have been made by
+// somebody who wants to do harm: two bytes of text could be a record, which takes
+// a hundred in memory.
+type records[T any] []T
+
+// minRecord is less than any record takes as text: each has a UUID.
+const minRecord = 48
+
+func (l *records[T]) UnmarshalJSON(text []byte) error {
+	*l = nil
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	switch t, err := dec.Token(); {
+	case err != nil:
+		return err
+	case t == nil: // null
+		return nil
+	case t != json.Delim('['):
+		return fmt.Errorf("%v where a list of records belongs", t)
+	}
+	for dec.More() {
+		var r T
+		if err := dec.Decode(&r); err != nil {
+			return err
+		}
+		*l = append(*l, r)
+		if at := dec.InputOffset(); at < int64(len(*l))*minRecord {
+			return fmt.Errorf("%d records in %d bytes", len(*l), at)
+		}
+	}
+	return nil
 }
 
 // encode returns the body. Records that hold no text of users are still

@@ -37,6 +37,9 @@ func (s *Segment) UnmarshalText(text []byte) error {
 	}
 	s.Stripes = nil
 	for place := range strings.SplitSeq(places, "+") {
+		if len(s.Stripes) == maxMembers {
+			return fmt.Errorf("segment %.40q…: more than %d stripes", text, maxMembers)
+		}
 		member, start, ok := strings.Cut(place, ":")
 		m, err1 := parseCount(member)
 		at, err2 := parseCount(start)

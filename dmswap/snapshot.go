@@ -110,8 +110,10 @@ func (g *snapshotGroup) reserve(opt SnapshotOptions) error {
 	for _, v := range g.volumes {
 		// Room for every chunk of the volume is always enough.
 		count := (roundUp(v.Size, snapshotChunk) + es - 1) / es
-		if opt.COWSize > 0 {
-			count = min(count, (opt.COWSize+es-1)/es)
+		if opt.COWSize >= count*es {
+			// All that can be needed; the caller's number may be any.
+		} else if opt.COWSize > 0 {
+			count = (opt.COWSize + es - 1) / es
 		} else {
 			count = max(min(count, share), 1)
 		}
