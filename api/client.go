@@ -224,7 +224,11 @@ func decodeError(resp *http.Response) error {
 		} `json:"errors"`
 	}
 	if json.Unmarshal(b, &e) != nil {
-		return &Error{Status: resp.StatusCode, Code: CodeInternal, Message: fmt.Sprintf("swapbackd answered %s: %s", resp.Status, bytes.TrimSpace(b))}
+		code := CodeInternal
+		if resp.StatusCode == http.StatusNotFound { // of the router: an empty name
+			code = CodeNotFound
+		}
+		return &Error{Status: resp.StatusCode, Code: code, Message: fmt.Sprintf("swapbackd answered %s: %s", resp.Status, bytes.TrimSpace(b))}
 	}
 	if e.Code == "" {
 		e.Code = CodeInvalid
