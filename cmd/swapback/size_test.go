@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -107,6 +108,30 @@ func FuzzParseSize(f *testing.F) {
 		}
 		if diff := math.Abs(float64(again) - float64(n)); diff > float64(n)*0.05+512 {
 			t.Errorf("%q is %d, shown as %q, which is %d", s, n, shown, again)
+		}
+	})
+}
+
+// Generations that are taken are one for each volume, and those that were given.
+func FuzzExpect(f *testing.F) {
+	f.Add("a b", "3,4")
+	f.Add("a b c d", " 1 ,2,0,18446744073709551615")
+	f.Add("a b", "")
+	f.Fuzz(func(t *testing.T, volumes, expect string) {
+		names := strings.Fields(volumes)
+		if len(names)%2 != 0 {
+			return // refused before
+		}
+		pairs, err := pairsOf(names, []string{expect})
+		if err != nil {
+			return
+		}
+		var back []string
+		for _, p := range pairs {
+			back = append(back, fmt.Sprint(p.ExpectA), fmt.Sprint(p.ExpectB))
+		}
+		if 2*len(pairs) != len(names) || len(back) != strings.Count(expect, ",")+1 {
+			t.Errorf("%q with %q are %+v", names, expect, pairs)
 		}
 	})
 }

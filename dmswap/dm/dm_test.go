@@ -443,11 +443,29 @@ func FuzzDecoders(f *testing.F) {
 		f.Add(asAnswer(must(encodeTable(table))), uint32(len(table)))
 	}
 	f.Add(binary.NativeEndian.AppendUint32(nil, 1<<31), uint32(1<<31))
-	f.Fuzz(func(_ *testing.T, data []byte, count uint32) {
-		_, _ = decodeNames(data)
-		_, _ = decodeVersions(data)
-		_, _ = decodeDeps(data)
-		_, _ = decodeTargets(data, count)
+	f.Fuzz(func(t *testing.T, data []byte, count uint32) {
+		// No answer has more records than fit into it, whatever it states.
+		fits := func(what string, n, size int) {
+			if n*size > len(data) {
+				t.Errorf("%d %s in %d bytes", n, what, len(data))
+			}
+		}
+		names, _ := decodeNames(data)
+		fits("names", len(names), nameListName+1)
+		versions, _ := decodeVersions(data)
+		fits("versions", len(versions), versionListName+1)
+		deps, _ := decodeDeps(data)
+		fits("dependencies", len(deps), 8)
+		targets, err := decodeTargets(data, count)
+		fits("targets", len(targets), unix.SizeofDmTargetSpec+1)
+		if err == nil && uint32(len(targets)) != count {
+			t.Errorf("%d targets, want %d", len(targets), count)
+		}
+		for _, x := range targets {
+			if strings.ContainsRune(x.kind+x.params, 0) {
+				t.Errorf("%+v has a zero byte", x)
+			}
+		}
 	})
 }
 

@@ -70,7 +70,19 @@ func TestParse(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(`36 22 98:300 /sub\040dir /mnt/a\011b rw,noatime,nodev master:1 - ext4 /dev/ublkb0 rw,errors=continue`)
-	f.Fuzz(func(t *testing.T, text string) { _, _ = parse(strings.NewReader(text)) })
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := parse(strings.NewReader(text))
+		if n := strings.Count(text, "\n") + 1; len(list) > n || err != nil && list != nil {
+			t.Errorf("%d mounts in %d lines, %v", len(list), n, err)
+		}
+		for _, e := range list {
+			for _, o := range e.AllOptions() {
+				if strings.ContainsAny(o, ", ") {
+					t.Errorf("%q is one option of %+v", o, e)
+				}
+			}
+		}
+	})
 }
 
 func TestOwnMounts(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -256,5 +257,15 @@ func TestParseStat(t *testing.T) {
 
 func FuzzParseStat(f *testing.F) {
 	f.Add("4242 (a) b (c)) S 17 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 20\n")
-	f.Fuzz(func(t *testing.T, line string) { _, _ = parseStat(line) })
+	f.Fuzz(func(t *testing.T, line string) {
+		s, err := parseStat(line)
+		if err != nil {
+			return
+		}
+		// What is taken says the same when it is written as the kernel does.
+		again, err := parseStat(fmt.Sprintf("%d (%s) %c %d 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 %d", s.pid, s.command, s.state, s.parent, s.start))
+		if err != nil || again != s {
+			t.Errorf("%q is %+v, again %+v, %v", line, s, again, err)
+		}
+	})
 }

@@ -5,6 +5,7 @@ package model
 import (
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/swapback/swapback/api"
@@ -100,20 +101,21 @@ func (w *walk) generation(ref string) uint64 {
 // neither failed nor in a snapshot.
 func (w *walk) pairs(n int) (req api.SwapRequest) {
 	taken := map[*Volume]bool{}
+	free := func(v *Volume) bool { return !taken[v] && !v.Position.Quarantined && v.Snapshot == 0 }
 	for range n {
-		a := w.some(func(v *Volume) bool { return !taken[v] && !v.Position.Quarantined && v.Snapshot == 0 })
-		if a != nil {
-			taken[a] = true
-		}
-		b := w.some(func(v *Volume) bool {
-			return a != nil && !taken[v] && v.Size == a.Size && (!v.Position.Quarantined && v.Snapshot == 0)
+		var a *Volume
+		partner := func(v *Volume) bool { return v != a && free(v) && v.Size == a.Size }
+		a = w.some(func(v *Volume) bool {
+			a = v
+			return free(v) && slices.ContainsFunc(w.p.Volumes, partner)
 		})
-		if w.chance(8) {
+		var b *Volume
+		if a != nil && !w.chance(10) {
+			b = w.some(partner)
+		} else {
 			b = w.some(func(*Volume) bool { return true })
 		}
-		if b != nil {
-			taken[b] = true
-		}
+		taken[a], taken[b] = true, true
 		p := api.SwapPair{A: w.ref(a), B: w.ref(b)}
 		p.ExpectA, p.ExpectB = w.generation(p.A), w.generation(p.B)
 		req.Pairs = append(req.Pairs, p)
@@ -131,7 +133,7 @@ func (w *walk) swap() {
 // swapNow swaps, and looks at what the answer says.
 func (w *walk) swapNow(kind string, req api.SwapRequest, held ...*Volume) {
 	got, err := w.d.Client.Swap(w.t.Context(), req)
-	if !w.called(err, w.swapCodes(req, held...), kind, "%.300q, holders allowed %v", fmt.Sprint(req.Pairs), req.AllowHolders) {
+	if !w.called(err, w.p.Swap(req, held...), kind, "%.300q, holders allowed %v", fmt.Sprint(req.Pairs), req.AllowHolders) {
 		return
 	}
 	w.p.Swapped(req)
@@ -143,17 +145,6 @@ func (w *walk) swapNow(kind string, req api.SwapRequest, held ...*Volume) {
 			w.fail("the swap says generations %+v, want %d and %d", got.Pairs[i], a.Generation, b.Generation)
 		}
 	}
-}
-
-// swapCodes are those of the model and of names that the API does not take.
-func (w *walk) swapCodes(req api.SwapRequest, held ...*Volume) Codes {
-	c := w.p.Swap(req, held...)
-	for _, p := range req.Pairs {
-		for _, name := range []string{p.A, p.B} {
-			c.when(len(name) == 0 || len(name) > 129, api.CodeInvalid)
-		}
-	}
-	return c
 }
 
 // swapHeld opens a device and then asks for what its holder may not be done.
@@ -189,7 +180,7 @@ func (w *walk) swapHeld() {
 func (w *walk) swapRace() {
 	req := w.pairs(1)
 	a, b := w.p.Find(req.Pairs[0].A), w.p.Find(req.Pairs[0].B)
-	if a == nil || b == nil || len(w.swapCodes(req)) > 0 {
+	if a == nil || b == nil || len(w.p.Swap(req)) > 0 {
 		return
 	}
 	req.Pairs[0].ExpectA, req.Pairs[0].ExpectB = a.Position.Generation, b.Position.Generation

@@ -16,12 +16,7 @@ import (
 	"github.com/swapback/swapback/api"
 )
 
-const (
-	block = 4096
-	// wiped is how much a new volume, or what it has grown by, is zeroed at its
-	// end; a new one at its beginning as well.
-	wiped = 1 << 20
-)
+const block = 4096
 
 // Pool is the model of a pool.
 type Pool struct {
@@ -125,6 +120,8 @@ const (
 	// maxNumber and maxStripe are the largest that the API takes for sizes.
 	maxNumber = 1 << 60
 	maxStripe = 1 << 30
+	// maxRef is how long a reference to a volume may be: POOL/NAME.
+	maxRef = 129
 )
 
 // Create says how a volume may be refused.
@@ -158,10 +155,12 @@ func (p *Pool) Created(req api.CreateVolumeRequest, v api.Volume) {
 	})
 }
 
-// with adds not_found unless there is such a volume, and returns it.
+// with adds the codes of a reference unless there is such a volume, and returns
+// it.
 func (p *Pool) with(c *Codes, ref string) *Volume {
 	v := p.Find(ref)
 	c.when(v == nil, api.CodeNotFound)
+	c.when(ref == "" || len(ref) > maxRef, api.CodeInvalid)
 	return v
 }
 
