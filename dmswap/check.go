@@ -15,8 +15,8 @@ import (
 // which an operation is under way are left out; the error is about the check
 // itself, what it finds is in the report.
 func (p *Pool) Check(ctx context.Context) (Report, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.LockChanges()
+	defer p.mu.UnlockChanges()
 	if p.disks == nil {
 		return Report{}, p.state
 	}

@@ -25,8 +25,9 @@
 //
 // # Locks
 //
-// Pool.mu guards the metadata and the claims on volumes. It is held through a
-// commit, and never while a device is suspended or resumed on behalf of a
+// Pool.mu guards the metadata and the claims on volumes. A change holds it through
+// its commit, but lets readers in while the commit waits for disks ([poolLock]). It is
+// never held while a device is suspended or resumed on behalf of a
 // volume. An operation first claims its volumes (under mu), then works on their
 // devices without mu, and takes mu again for the commit. Snapshot.mu is taken
 // before Pool.mu, Swap.mu too; nothing takes them the other way round.

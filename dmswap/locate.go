@@ -9,8 +9,8 @@ type DiskRange struct {
 // Locate says where bytes of a volume lie at this moment, in the order of the
 // volume. Bytes behind its end lie nowhere. A swap that comes after changes it.
 func (p *Pool) Locate(ref string, offset, length int64) ([]DiskRange, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	v, err := p.find(ref)
 	if err != nil {
 		return nil, err
@@ -28,8 +28,8 @@ func (p *Pool) Locate(ref string, offset, length int64) ([]DiskRange, error) {
 
 // DisksOf lists the disks that a volume lies on at this moment.
 func (p *Pool) DisksOf(ref string) ([]string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	v, err := p.find(ref)
 	if err != nil {
 		return nil, err

@@ -58,7 +58,7 @@ func Open(ctx context.Context, opt OpenOptions) (*Pool, error) {
 	members := make([]openMember, len(found))
 	for i, f := range found {
 		if f != nil {
-			members[i] = openMember{f.disk, f.label, f.labelErr, f.disk.number, f.disk.path, f.disk.size}
+			members[i] = openMember{patient(f.disk, f.disk.path), f.label, f.labelErr, f.disk.number, f.disk.path, f.disk.size}
 		}
 	}
 	p, err := openPool(ctx, control, members, opt.Logger, dropCache)
@@ -130,6 +130,7 @@ func openPool(ctx context.Context, k kernel, members []openMember, log *slog.Log
 		}
 	}
 	p.placed.Store(&place)
+	s.unguarded = p.mu.Unguarded
 	if err := p.reconcile(ctx); err != nil {
 		return nil, fmt.Errorf("pool %s: bringing the devices to the committed map: %w", name, err)
 	}

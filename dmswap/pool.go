@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +54,7 @@ type Pool struct {
 	// dropCache drops the page cache of a device of the kernel.
 	dropCache func(path string) error
 
-	mu      sync.Mutex
+	mu      poolLock
 	store   *store
 	meta    *metadata // committed; replaced, never changed
 	devices map[UUID]string
@@ -71,8 +70,8 @@ func (p *Pool) place() placement { return *p.placed.Load() }
 
 // Info describes the pool.
 func (p *Pool) Info() PoolInfo {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	info := PoolInfo{
 		Name: p.name, UUID: p.uuid, Created: p.meta.Pool.Created,
 		ExtentSize: p.meta.Pool.ExtentSize, Generation: p.meta.Generation,
@@ -97,8 +96,8 @@ func (p *Pool) Info() PoolInfo {
 
 // Volumes lists the volumes by name.
 func (p *Pool) Volumes() []VolumeInfo {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	list := make([]VolumeInfo, len(p.meta.Volumes))
 	for i := range p.meta.Volumes {
 		list[i] = p.volumeInfo(&p.meta.Volumes[i])
@@ -109,8 +108,8 @@ func (p *Pool) Volumes() []VolumeInfo {
 
 // Volume finds a volume by name or UUID.
 func (p *Pool) Volume(ref string) (VolumeInfo, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	v, err := p.find(ref)
 	if err != nil {
 		return VolumeInfo{}, err

@@ -25,6 +25,9 @@ type store struct {
 	staged *staged
 	// broken is set when it is unknown which generation the members hold.
 	broken error
+	// unguarded runs what waits for the disks. The pool lets readers in meanwhile;
+	// unless set, it just runs.
+	unguarded func(io func())
 }
 
 // member is a disk of a pool.
@@ -129,7 +132,9 @@ func (s *store) stage(meta *metadata) (*staged, error) {
 			s.staged = st
 			failpoint.Hit("commit: staged")
 			return st, nil
-		case !slices.Contains(errs, nil):
+		case !slices.Contains(errs, nil), errors.Is(join(errs), ErrBusy):
+			// A disk that hangs may come back, and one that does not has errors in
+			// the end: it is not left out for being slow.
 			return nil, fmt.Errorf("committing generation %d, nothing has changed: %w", meta.Generation, s.describe("body", st, errs))
 		}
 		s.leaveOutFailed("body", st, errs)
@@ -263,8 +268,14 @@ func (s *store) takeBack(st *staged, cause error) error {
 
 // each does something at once on all members that take part in a commit; k is
 // the member's place in it.
-func (s *store) each(st *staged, do func(k int, m *member) error) []error {
-	return atOnce(len(st.members), func(k int) error { return do(k, s.members[st.members[k]]) })
+func (s *store) each(st *staged, do func(k int, m *member) error) (errs []error) {
+	io := func() { errs = atOnce(len(st.members), func(k int) error { return do(k, s.members[st.members[k]]) }) }
+	if s.unguarded != nil {
+		s.unguarded(io)
+	} else {
+		io()
+	}
+	return errs
 }
 
 func (s *store) leaveOutFailed(what string, st *staged, errs []error) {
