@@ -40,6 +40,7 @@ var rooms = map[string][]string{
 	"demo":               {"api"},
 	"soak":               {"api"},
 	"soak/power":         {"api", "dmswap", "dmswap/dm", "soak"},
+	"soak/disks":         {"api", "dmswap/dm", "soak"},
 }
 
 // testOnly are libraries that must not be linked into the product.

@@ -1,0 +1,169 @@
+//go:build vm
+
+package disks
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/soak/rig"
+)
+
+var metadata = stretch{0, metadataSectors}
+
+// TestMetadataThatReadsBackWrong: one byte of a slot's header comes back as
+// another. The pool check names disk and slot; nobody else is affected.
+func TestMetadataThatReadsBackWrong(t *testing.T) {
+	disks := newBadDisks(t, 2)
+	d := start(t, disks)
+	v := d.Volume("v", 4*rig.MiB)
+	d.Volume("w", 4*rig.MiB) // both slots are used by now
+	disks[1].Spoil(flakey("5 corrupt_bio_byte 100 r 165 0"), metadata)
+	r, err := d.Client.CheckPool(t.Context(), "tank")
+	if err != nil || r.OK || !strings.Contains(strings.Join(r.Problems, "\n"), disks[1].Path) {
+		t.Errorf("pool check: %v %+v, want a problem of %s", err, r, disks[1].Path)
+	}
+	if strings.Contains(strings.Join(r.Problems, "\n"), disks[0].Path) {
+		t.Errorf("the good disk is blamed: %q", r.Problems)
+	}
+	rig.WriteDevice(t, v.Device, 0, rig.RandomBytes(1, 4096))
+	disks[1].Heal()
+	d.Check()
+}
+
+// TestSwapWithoutMetadata: no member takes metadata. A swap is refused and names
+// the disks, and the volumes go on as they were.
+func TestSwapWithoutMetadata(t *testing.T) {
+	disks := newBadDisks(t, 2)
+	d := start(t, disks)
+	a, b := d.Volume("a", 4*rig.MiB), d.Volume("b", 4*rig.MiB)
+	dataA, dataB := rig.RandomBytes(1, 4096), rig.RandomBytes(2, 4096)
+	rig.WriteDevice(t, a.Device, 0, dataA)
+	rig.WriteDevice(t, b.Device, 0, dataB)
+	for _, disk := range disks {
+		disk.Spoil(failing, metadata)
+	}
+	_, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}})
+	if err == nil || !strings.Contains(err.Error(), disks[0].Path) || !strings.Contains(err.Error(), disks[1].Path) || !strings.Contains(err.Error(), "nothing has changed") {
+		t.Errorf("a swap without metadata: %v", err)
+	}
+	if _, err := d.Client.CreateVolume(t.Context(), api.CreateVolumeRequest{Name: "n", Size: rig.MiB}); err == nil || !strings.Contains(err.Error(), disks[0].Path) {
+		t.Errorf("a volume without metadata: %v", err)
+	}
+	for _, v := range []struct {
+		api.Volume
+		data []byte
+	}{{a, dataA}, {b, dataB}} {
+		if got := rig.ReadDevice(t, v.Device, 0, 4096); string(got) != string(v.data) {
+			t.Errorf("volume %s shows something else", v.Name)
+		}
+		if now := d.Show(v.Name); now.Position.ID != v.Position.ID || now.State != api.StateServing {
+			t.Errorf("volume %s: %+v", v.Name, now)
+		}
+	}
+	for _, disk := range disks {
+		disk.Heal()
+	}
+	d.Swap("a", "b")
+	d.Check()
+	if got := rig.ReadDevice(t, a.Device, 0, 4096); string(got) != string(dataB) {
+		t.Error("the swap that came after shows something else")
+	}
+}
+
+// TestHungDisk: a disk that does not answer stalls its own volumes. The others
+// go on under fio verify; state can be looked at; changes of the pool are refused
+// within the pool's patience, with the name of the disk. When the disk answers
+// everything goes on, without an error.
+func TestHungDisk(t *testing.T) {
+	disks := newBadDisks(t, 3)
+	d := start(t, disks)
+	hung := volumeOn(t, d, 2, "hung", 32*rig.MiB)
+	a, b := volumeOn(t, d, 0, "a", 64*rig.MiB), volumeOn(t, d, 1, "b", 64*rig.MiB)
+	f := rig.OpenDirect(t, hung.Device, os.O_RDWR)
+	defer f.Close()
+	buf := rig.Aligned(t, 4096)
+	copy(buf, rig.RandomBytes(9, 4096))
+
+	disks[2].Hang()
+	done := make(chan error, 1)
+	go func() {
+		_, err := f.WriteAt(buf, 0)
+		done <- err
+	}()
+	rig.WaitUntil(t, "the write to reach the disk that hangs", func() bool {
+		return d.Metrics()[`swapback_volume_in_flight_requests{pool="tank",volume="`+hung.Name+`"}`] == 1
+	})
+	// A change waits for the disk; meanwhile one can look.
+	created := make(chan error, 1)
+	go func() {
+		_, err := d.Client.CreateVolume(t.Context(), api.CreateVolumeRequest{Name: "n", Size: rig.MiB})
+		created <- err
+	}()
+	load := d.StartFio(a.Name, rig.VerifyJob(a.Device, "1m", "--offset_increment=16m"))
+	for waiting := true; waiting; {
+		d.Show(b.Name)
+		if list, err := d.Client.Volumes(t.Context(), "tank"); err != nil || len(list) < 3 {
+			t.Errorf("listing: %v, %v", list, err)
+		}
+		select {
+		case err := <-created:
+			expectBusy(t, "create", err, disks[2])
+			waiting = false
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	_, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: a.Name, B: b.Name}}, AllowHolders: true})
+	expectBusy(t, "swap of volumes on other disks", err, disks[2])
+	rig.WriteDevice(t, b.Device, 0, buf)
+	load.Wait()
+	select {
+	case err := <-done:
+		t.Errorf("the write to the disk that hangs has ended: %v", err)
+	default:
+	}
+	p, err := d.Client.Pool(t.Context(), "tank")
+	if err != nil || p.Members[2].State != "ok" {
+		t.Errorf("the disk that hangs: %+v, %v", p.Members[2], err)
+	}
+
+	disks[2].Heal()
+	if err := <-done; err != nil {
+		t.Errorf("the write that waited: %v", err)
+	}
+	rig.WaitUntil(t, "changes to be possible again", func() bool {
+		_, err := d.Client.CreateVolume(t.Context(), api.CreateVolumeRequest{Name: "n", Size: rig.MiB})
+		return err == nil
+	})
+	d.Swap(a.Name, b.Name)
+	d.Check()
+}
+
+func expectBusy(t *testing.T, what string, err error, disk *badDisk) {
+	t.Helper()
+	var e *api.Error
+	if !errors.As(err, &e) || e.Code != api.CodeBusy || !strings.Contains(e.Message, disk.Path) || e.Remedy == "" {
+		t.Errorf("%s while %s hangs: %#v", what, disk.Path, err)
+	}
+}
+
+// TestSlowDisk: a disk that takes its time delays its own volumes, and nothing
+// fails.
+func TestSlowDisk(t *testing.T) {
+	disks := newBadDisks(t, 2)
+	d := start(t, disks)
+	slowed, other := volumeOn(t, d, 1, "slowed", 4*rig.MiB), volumeOn(t, d, 0, "other", 4*rig.MiB)
+	disks[1].Spoil(slow(300), disks[1].All())
+	data := rig.RandomBytes(5, 64<<10)
+	rig.WriteDevice(t, slowed.Device, 0, data)
+	rig.WriteDevice(t, other.Device, 0, data)
+	d.Swap(slowed.Name, other.Name)
+	if got := rig.ReadDevice(t, other.Device, 0, len(data)); string(got) != string(data) {
+		t.Error("the volume shows something else")
+	}
+	d.Check()
+}
