@@ -71,6 +71,18 @@ func (c *Client) CheckPool(ctx context.Context, pool string) (out CheckReport, e
 	return out, c.call(ctx, "POST", poolPath(pool)+"/check", nil, &out)
 }
 
+func (c *Client) RepairPool(ctx context.Context, pool string) (out CheckReport, err error) {
+	return out, c.call(ctx, "POST", poolPath(pool)+"/repair", nil, &out)
+}
+
+func (c *Client) RejoinPool(ctx context.Context, pool string) (out Pool, err error) {
+	return out, c.call(ctx, "POST", poolPath(pool)+"/rejoin", nil, &out)
+}
+
+func (c *Client) PoolMetadata(ctx context.Context, pool string) (out PoolMetadata, err error) {
+	return out, c.call(ctx, "GET", poolPath(pool)+"/metadata", nil, &out)
+}
+
 func (c *Client) Volumes(ctx context.Context, pool string) (out []Volume, err error) {
 	return out, c.call(ctx, "GET", "/v1/volumes?pool="+url.QueryEscape(pool), nil, &out)
 }

@@ -64,6 +64,24 @@ func (r *recorder) CheckPool(_ context.Context, pool string) (CheckReport, error
 	return CheckReport{}, nil
 }
 
+func (r *recorder) RepairPool(_ context.Context, pool string) (CheckReport, error) {
+	r.call("repair-pool")
+	r.ref(pool)
+	return CheckReport{}, nil
+}
+
+func (r *recorder) RejoinPool(_ context.Context, pool string) (Pool, error) {
+	r.call("rejoin-pool")
+	r.ref(pool)
+	return Pool{}, nil
+}
+
+func (r *recorder) PoolMetadata(_ context.Context, pool string) (PoolMetadata, error) {
+	r.call("dump-pool-metadata")
+	r.ref(pool)
+	return PoolMetadata{}, nil
+}
+
 func (r *recorder) Volumes(context.Context, string) ([]Volume, error) {
 	r.call("list-volumes")
 	return nil, nil
@@ -148,6 +166,7 @@ func (r *recorder) OpenSnapshot(_ context.Context, req SnapshotRequest) (Snapsho
 func FuzzHandler(f *testing.F) {
 	for _, s := range []string{
 		"GET /v1/info", "GET /v1/pools", "GET /v1/pools/tank", "DELETE /v1/pools/tank?force=true", "POST /v1/pools/tank/check",
+		"POST /v1/pools/tank/repair", "POST /v1/pools/tank/rejoin", "GET /v1/pools/tank/metadata",
 		"GET /v1/volumes?pool=tank", "GET /v1/volumes/tank%2fdb", "DELETE /v1/volumes/db?force=1", "POST /v1/volumes/db/detach",
 		"DELETE /v1/volumes/db/quarantine", "GET /v1/volumes/db/holders", "GET /metrics", "GET /openapi.json", "GET /docs",
 		`POST /v1/pools {"name":"p","disks":["/dev/x"],"extent_size":65536,"force":true}`,

@@ -149,6 +149,12 @@ func (s *server) routePools(h huma.API) {
 		})
 	route(s, h, op("POST", "/v1/pools/{pool}/check", "check-pool", "Check a pool's consistency"),
 		func(ctx context.Context, in *PoolPath) (CheckReport, error) { return s.svc.CheckPool(ctx, in.Pool) })
+	route(s, h, op("POST", "/v1/pools/{pool}/repair", "repair-pool", "Check a pool and mend what needs no decision"),
+		func(ctx context.Context, in *PoolPath) (CheckReport, error) { return s.svc.RepairPool(ctx, in.Pool) })
+	route(s, h, op("POST", "/v1/pools/{pool}/rejoin", "rejoin-pool", "Take members back that were missing or failed"),
+		func(ctx context.Context, in *PoolPath) (Pool, error) { return s.svc.RejoinPool(ctx, in.Pool) })
+	route(s, h, op("GET", "/v1/pools/{pool}/metadata", "dump-pool-metadata", "Dump a pool's metadata as text"),
+		func(ctx context.Context, in *PoolPath) (PoolMetadata, error) { return s.svc.PoolMetadata(ctx, in.Pool) })
 }
 
 func (s *server) routeVolumes(h huma.API) {

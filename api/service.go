@@ -20,6 +20,14 @@ type Service interface {
 	DeletePool(ctx context.Context, pool string, force bool) error
 	// CheckPool compares metadata, kernel tables and devices. It changes nothing.
 	CheckPool(ctx context.Context, pool string) (CheckReport, error)
+	// RepairPool checks and mends what needs no decision, after saving the old
+	// metadata to a file.
+	RepairPool(ctx context.Context, pool string) (CheckReport, error)
+	// RejoinPool looks for members that are missing or failed and takes them
+	// back, and opens a pool that was found and could not be opened.
+	RejoinPool(ctx context.Context, pool string) (Pool, error)
+	// PoolMetadata returns the committed metadata.
+	PoolMetadata(ctx context.Context, pool string) (PoolMetadata, error)
 
 	// Volumes lists the volumes of one pool, or of all when pool is empty.
 	Volumes(ctx context.Context, pool string) ([]Volume, error)

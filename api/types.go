@@ -180,7 +180,18 @@ type CheckReport struct {
 	Pool     string   `json:"pool"`
 	OK       bool     `json:"ok"`
 	Checked  []string `json:"checked" doc:"what was looked at"`
-	Problems []string `json:"problems"`
+	Problems []string `json:"problems" doc:"what is wrong, after the repair if one was asked for"`
+	// Of a repair:
+	Found  []string `json:"found,omitempty" doc:"what was wrong before the repair"`
+	Mended []string `json:"mended,omitempty" doc:"what the repair did"`
+	Saved  string   `json:"metadata_saved,omitempty" doc:"file on the daemon's machine with the metadata before the repair"`
+}
+
+// PoolMetadata is a pool's metadata as text, for rescue (docs/formats.md).
+type PoolMetadata struct {
+	Pool       string `json:"pool"`
+	Generation uint64 `json:"generation"`
+	Dump       string `json:"dump" doc:"what swapback pool metadata restore reads"`
 }
 
 // CreateVolumeRequest describes a new volume.

@@ -34,9 +34,8 @@ func (p *Pool) Check(ctx context.Context) (Report, error) {
 
 // checker collects a report. The pool's lock is held.
 type checker struct {
-	pool     *Pool
-	report   Report
-	expected map[string]bool // UUIDs of devices that should be there
+	pool   *Pool
+	report Report
 }
 
 func (c *checker) checked(format string, args ...any) {
@@ -68,7 +67,7 @@ func (c *checker) members() error {
 		}
 		c.slots(m, body)
 	}
-	c.checked("labels and metadata slots of %d members", len(p.store.members))
+	c.checked("labels, both metadata slots and the generation of %d members", len(p.store.members))
 	return nil
 }
 
@@ -88,7 +87,12 @@ func (c *checker) slots(m *member, body []byte) {
 	case !bytes.Equal(s.body, body):
 		c.problem("disk %s: metadata slot %s differs from what was committed", m.path, slotName(m.newest))
 	}
-	if o := readSlot(m.disk, &m.label, 1-m.newest); o.err == nil && o.header.Generation >= c.pool.meta.Generation {
+	o := readSlot(m.disk, &m.label, 1-m.newest)
+	if errors.Is(o.err, errUnreadable) {
+		c.problem("disk %s: metadata slot %s: %v", m.path, slotName(1-m.newest), o.err)
+	}
+	// One that does not count otherwise is the place of the next commit.
+	if o.err == nil && o.header.Generation >= c.pool.meta.Generation {
 		c.problem("disk %s: metadata slot %s has generation %d, which was never committed", m.path, slotName(1-m.newest), o.header.Generation)
 	}
 }
@@ -102,6 +106,7 @@ func (c *checker) metadata() error {
 	if _, err := p.meta.owners(p.pending); err != nil {
 		c.problem("extents: %v", err)
 	}
+	c.accounts()
 	for _, s := range p.meta.Snapshots {
 		if p.snaps[s.Volume] == nil && p.busy[s.Volume] == "" {
 			c.problem("extents are reserved for a snapshot of volume %s, which is not open", s.Volume)
@@ -111,21 +116,39 @@ func (c *checker) metadata() error {
 	return nil
 }
 
+// accounts wants every extent to be owned, reserved by an operation that is
+// under way, or free.
+func (c *checker) accounts() {
+	p := c.pool
+	used, err := p.meta.owners(p.pending)
+	if err != nil {
+		return // reported already
+	}
+	free, err := newAllocator(p.meta, p.pending)
+	if err != nil {
+		return
+	}
+	for i, m := range p.meta.Members {
+		n := free.freeOn(i)
+		for _, r := range used[i] {
+			n += r.count
+		}
+		if n != m.Extents {
+			c.problem("extents: member %d has %d, but %d are owned or free", i, m.Extents, n)
+		}
+	}
+	if p.lostPending() {
+		c.problem("extents are reserved for an operation that is not under way")
+	}
+}
+
 // volumes compares devices with the map.
 func (c *checker) volumes() error {
 	p := c.pool
-	c.expected = map[string]bool{}
 	deactivated := p.state != nil
 	checked := 0
 	for i := range p.meta.Volumes {
 		v := &p.meta.Volumes[i]
-		suffixes := []string{""}
-		if p.snaps[v.UUID] != nil || p.busy[v.UUID] != "" {
-			suffixes = append(suffixes, suffixReal, suffixCOW, suffixSnap)
-		}
-		for _, s := range suffixes {
-			c.expected[dmUUID(p.uuid, v.UUID, s)] = true
-		}
 		if op := p.busy[v.UUID]; op != "" {
 			c.checked("volume %s is busy (%s): its device was left out", v.Name, op)
 			continue
@@ -209,21 +232,42 @@ func (c *checker) device(v *volumeRecord, suffix string, want dm.Table) error {
 
 // others looks for devices of this pool that nobody knows.
 func (c *checker) others() error {
-	p := c.pool
-	listed, err := p.kernel.List()
+	list, err := c.pool.strays()
 	if err != nil {
 		return err
 	}
+	for _, l := range list {
+		c.problem("device %s (%s) belongs to no volume", l.Name, l.UUID)
+	}
+	c.checked("no other device of this pool")
+	return nil
+}
+
+// strays lists devices of this pool that belong to nothing. The caller holds mu.
+func (p *Pool) strays() ([]dm.Listed, error) {
+	expected := map[string]bool{}
+	for _, v := range p.meta.Volumes {
+		expected[dmUUID(p.uuid, v.UUID, "")] = true
+		if p.snaps[v.UUID] != nil || p.busy[v.UUID] != "" {
+			for _, s := range []string{suffixReal, suffixCOW, suffixSnap} {
+				expected[dmUUID(p.uuid, v.UUID, s)] = true
+			}
+		}
+	}
+	listed, err := p.kernel.List()
+	if err != nil {
+		return nil, err
+	}
+	var list []dm.Listed
 	for _, l := range listed {
-		if !strings.HasPrefix(l.UUID, dmUUIDPrefix(p.uuid)) || c.expected[l.UUID] {
+		if !strings.HasPrefix(l.UUID, dmUUIDPrefix(p.uuid)) || expected[l.UUID] {
 			continue
 		}
 		info, err := p.kernel.Info(dm.ByUUID(l.UUID))
 		if err == nil && (info.DeferredRemove || len(p.pending) > 0) {
 			continue // on its way out, or of a volume that is being created
 		}
-		c.problem("device %s (%s) belongs to no volume", l.Name, l.UUID)
+		list = append(list, l)
 	}
-	c.checked("no other device of this pool")
-	return nil
+	return list, nil
 }

@@ -160,4 +160,9 @@ func (best *slotState) split(s *slotState, at *member, what string) error {
 		best.meta.Pool.Name, what, writtenText(s), writtenText(best))
 }
 
-func writtenText(s *slotState) string { return s.header.Written.Format("2006-01-02 15:04:05 UTC") }
+func writtenText(s *slotState) string {
+	if s.header.Written.IsZero() {
+		return "now"
+	}
+	return s.header.Written.Format("2006-01-02 15:04:05 UTC")
+}

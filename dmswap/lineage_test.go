@@ -49,7 +49,7 @@ func (w *world) holds(i int) string {
 // lacks a commit that was answered and that one of its present members has; one
 // that is refused is split indeed.
 func TestMembersComeAndGo(t *testing.T) {
-	walks := 400
+	walks := 250
 	if testing.Short() {
 		walks = 60
 	}
@@ -324,5 +324,75 @@ func TestDamagedLabel(t *testing.T) {
 				t.Errorf("%s: %+v, %v", name, r, err)
 			}
 		}
+	}
+}
+
+// TestEveryCrashOnSomeMembers kills the process at every point of a swap and opens
+// the pool on every set of its members, each once as it is, once with a damaged
+// slot on each of them, and once after the others were used without it. The pool
+// is in one of two worlds, or it is refused for the right reason.
+func TestEveryCrashOnSomeMembers(t *testing.T) {
+	base := newWorld(t, 16, 16, 16)
+	p := base.open(t)
+	for _, name := range []string{"a", "b", "c"} {
+		mustCreate(t, p, VolumeSpec{Name: name, Size: 4 << 20})
+	}
+	op := operation{"swap", func(p *Pool) error { return swapNow(p, SwapPair{A: "a", B: "b"}) }}
+	before, after, effects := outcomes(t, base, op)
+	const all = 1<<3 - 1
+	seen := map[string]int{}
+	for n := 1; n <= effects+1; n++ {
+		crashed := base.clone()
+		p := crashed.open(t)
+		crashed.effects, crashed.deadline = 0, n
+		answered := op.run(p) == nil
+		crashed.reborn()
+		for present := 1; present <= all; present++ {
+			for damaged := -1; damaged < 6; damaged++ {
+				if damaged >= 0 && present>>(damaged/2)&1 == 0 {
+					continue
+				}
+				w := crashed.clone()
+				if damaged >= 0 {
+					l := &w.labels[damaged/2]
+					at := l.Slots[damaged%2]
+					w.disks[damaged/2].bytes[at+slotBody+9] ^= 1
+				}
+				p, err := w.tryOpenOn(func(i int) bool { return present>>i&1 == 0 })
+				if err != nil {
+					// The newest body is damaged behind its header, or the only one.
+					right := strings.Contains(err.Error(), "was committed, but on disk") || strings.Contains(err.Error(), "no member has a valid metadata slot")
+					if !errors.Is(err, ErrDamaged) || errors.Is(err, ErrSplit) || damaged < 0 || !right {
+						t.Errorf("killed before effect %d of %d, members %03b, slot %d damaged: %v", n, effects, present, damaged, err)
+					}
+					seen["refused"]++
+					continue
+				}
+				got := fingerprint(p)
+				if got != before && got != after || answered && got != after {
+					t.Fatalf("killed before effect %d of %d, members %03b, slot %d damaged: answered %v\n%s", n, effects, present, damaged, answered, got)
+				}
+				seen[map[bool]string{true: "new", false: "old"}[got == after]]++
+				if err := p.SetVolume(ctx, "c", func(a *VolumeAttrs) { a.DeviceNumber = 77 }); err != nil {
+					t.Fatal(err)
+				}
+				mustCheckDegraded(t, p)
+				again, err := w.tryOpen()
+				if err != nil {
+					t.Fatalf("killed before effect %d of %d, used on members %03b, slot %d damaged: the others don't follow: %v", n, effects, present, damaged, err)
+				}
+				mustCheck(t, again)
+				if v, _ := again.Volume("c"); v.DeviceNumber != 77 {
+					t.Errorf("what was answered meanwhile is lost")
+				}
+			}
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	t.Log(effects, seen)
+	if seen["new"] == 0 || seen["old"] == 0 || seen["refused"] == 0 {
+		t.Errorf("seen: %v", seen)
 	}
 }

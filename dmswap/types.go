@@ -163,10 +163,13 @@ type SnapshotStatus struct {
 	Invalid bool
 }
 
-// Report is the outcome of [Pool.Check].
+// Report is the outcome of [Pool.Check] and [Pool.Repair].
 type Report struct {
 	Checked  []string // what was looked at
-	Problems []string // what is wrong; each names the object
+	Problems []string // what is wrong, after the repair if there was one; each names the object
+	Found    []string // what was wrong before the repair
+	Mended   []string // what the repair did
+	Kept     string   // file with the metadata before the repair; "" if nothing was written
 }
 
 // OK tells whether no problem was found.

@@ -188,6 +188,11 @@ func TestRestoreRefusals(t *testing.T) {
 		{"failed", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
 			w.svc.Change("bb", func(v *api.Volume) { v.State, v.Error = api.StateFailed, "no memory" })
 		}, []string{"no memory"}},
+		{"degraded", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
+			w.svc.Change("bb", func(v *api.Volume) {
+				v.State, v.Degraded, v.Error = api.StateDegraded, true, "member 1 (/dev/x) is missing"
+			})
+		}, []string{"degraded", "member 1 (/dev/x) is missing", "pool rejoin tank"}},
 		{"snapshot", RestoreOptions{Volume: "bb", Backup: "latest", Overwrite: true}, func(w *world) {
 			w.svc.Change("bb", func(v *api.Volume) { v.Snapshot = true })
 		}, []string{"being backed up"}},

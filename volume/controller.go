@@ -37,6 +37,9 @@ type Options struct {
 	// WaitForMembers is how long a pool that this machine has not had open since
 	// it started is waited for to be whole, before it is opened degraded.
 	WaitForMembers time.Duration
+	// KeepDir is where old metadata is kept before a repair;
+	// [dmswap.DefaultKeepDir] unless set.
+	KeepDir string
 	// RunDir holds the lock and the marks of quarantined devices; /run/swapback.
 	RunDir string
 	// LinkDir holds the links POOL/VOLUME to block devices; /dev/swapback.
@@ -163,18 +166,26 @@ func (c *Controller) openPools(ctx context.Context) error {
 			c.refusePool(f, strings.Join(f.Problems, "; "))
 			continue
 		}
-		pool, err := dmswap.Open(ctx, dmswap.OpenOptions{Disks: f.Disks, Logger: c.log})
-		if err != nil {
+		if err := c.openPool(ctx, f); err != nil {
 			c.refusePool(f, err.Error())
-			continue
 		}
-		info := pool.Info()
-		c.pools[info.UUID] = pool
-		for _, v := range pool.Volumes() {
-			c.linkMapper(v.Device)
-		}
-		c.log.Info("pool opened", "pool", info.Name, "generation", info.Generation, "volumes", len(pool.Volumes()), "degraded", info.Degraded())
 	}
+	return nil
+}
+
+func (c *Controller) openPool(ctx context.Context, f dmswap.FoundPool) error {
+	pool, err := dmswap.Open(ctx, dmswap.OpenOptions{Disks: f.Disks, Logger: c.log})
+	if err != nil {
+		return err
+	}
+	info := pool.Info()
+	c.mu.Lock()
+	c.pools[info.UUID] = pool
+	c.mu.Unlock()
+	for _, v := range pool.Volumes() {
+		c.linkMapper(v.Device)
+	}
+	c.log.Info("pool opened", "pool", info.Name, "generation", info.Generation, "volumes", len(pool.Volumes()), "degraded", info.Degraded())
 	return nil
 }
 

@@ -64,6 +64,9 @@ func (s *swap) run(ctx context.Context) error {
 	}
 	defer release()
 	s.targets = targets
+	if err := refuseDegraded("swap refused", targets...); err != nil {
+		return err
+	}
 	defer s.closeGuards()
 	if err := s.preflight(ctx); err != nil {
 		return err

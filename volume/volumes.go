@@ -107,6 +107,9 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 		return api.Volume{}, err
 	}
 	defer release()
+	if err := refuseDegraded("grow refused", t); err != nil {
+		return api.Volume{}, err
+	}
 	e := c.export(t)
 	live := e != nil && e.dev != nil
 	restart := live && !e.dev.Info().Flags.Has(ublk.UpdateSize)

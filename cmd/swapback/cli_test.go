@@ -127,6 +127,16 @@ func TestOutput(t *testing.T) {
 		{name: "pool-check-bad-json", line: "pool check tank --json", code: exitFailed, with: func(f *fakeService) {
 			f.report = api.CheckReport{Pool: "tank", Checked: []string{}, Problems: []string{"extent 7 of disk 0 is owned by db and log"}}
 		}},
+		{name: "pool-check-repair", line: "pool check tank --repair", with: func(f *fakeService) {
+			f.report = api.CheckReport{Pool: "tank", Checked: []string{"2 labels"}, Problems: []string{"disk /dev/nvme0n1: the swapback label is corrupt"}}
+		}},
+		{name: "pool-show-degraded", line: "pool show tank", with: func(f *fakeService) {
+			f.pools[0].Degraded = true
+			m := &f.pools[0].Members[1]
+			m.State, m.Problem, m.FreeExtents = api.MemberMissing, "its disk is not there", 0
+			f.volumes[0].State, f.volumes[0].Error = api.StateDegraded, "member 1 (/dev/nvme1n1) is missing: its disk is not there"
+		}},
+		{name: "pool-rejoin", line: "pool rejoin tank"},
 		{name: "pool-delete", line: "pool delete tank --yes --force"},
 		{name: "volume-list", line: "volume list"},
 		{name: "volume-list-empty", line: "volume list", with: func(f *fakeService) { f.volumes = nil }},

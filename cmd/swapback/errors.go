@@ -9,6 +9,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/dmswap"
 )
 
 // Exit codes, as every help text states them.
@@ -109,6 +110,11 @@ func classify(ctx context.Context, err error) (errorJSON, int) {
 		return errorJSON{Code: ae.Code, Message: message, Remedy: ae.Remedy, Holders: ae.Holders}, exitOfAPI(ae.Code)
 	}
 	code, exit := ofBackup(err)
+	if de := (*dmswap.Error)(nil); errors.As(err, &de) {
+		code, exit = ofPool(err)
+		remedy := dmswap.Remedy(err)
+		return errorJSON{Code: code, Message: strings.TrimSuffix(err.Error(), " ("+remedy+")"), Remedy: remedy}, exit
+	}
 	e := errorJSON{Code: code, Message: err.Error()}
 	if errors.As(err, &be) && be.Remedy != "" {
 		bare := *be
@@ -130,6 +136,27 @@ func exitOfAPI(code string) int {
 		return exitRefused
 	}
 	return exitFailed
+}
+
+// ofPool returns the code and exit code of an error of package dmswap, which the
+// rescue of metadata meets without a daemon.
+func ofPool(err error) (string, int) {
+	for _, k := range []struct {
+		is   error
+		code string
+	}{
+		{dmswap.ErrNotFound, api.CodeNotFound},
+		{dmswap.ErrNoPool, api.CodeNotFound},
+		{dmswap.ErrInvalid, api.CodeInvalid},
+		{dmswap.ErrGeneration, api.CodeGeneration},
+		{dmswap.ErrBusy, api.CodeBusy},
+		{dmswap.ErrDamaged, codeDamaged},
+	} {
+		if errors.Is(err, k.is) {
+			return k.code, exitOfAPI(k.code)
+		}
+	}
+	return api.CodeInternal, exitFailed
 }
 
 // ofBackup returns the code and exit code of an error of package backup.

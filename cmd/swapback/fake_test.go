@@ -112,6 +112,22 @@ func (f *fakeService) CheckPool(ctx context.Context, name string) (api.CheckRepo
 	return f.report, nil
 }
 
+func (f *fakeService) RepairPool(ctx context.Context, name string) (api.CheckReport, error) {
+	r, err := f.CheckPool(ctx, name)
+	r.Found, r.Problems, r.OK = r.Problems, []string{}, true
+	r.Mended, r.Saved = []string{"disk /dev/nvme0n1: its label was written anew"}, "/var/lib/swapback/metadata/tank-generation12.meta"
+	return r, err
+}
+
+func (f *fakeService) RejoinPool(ctx context.Context, name string) (api.Pool, error) {
+	return f.Pool(ctx, name)
+}
+
+func (f *fakeService) PoolMetadata(ctx context.Context, name string) (api.PoolMetadata, error) {
+	p, err := f.Pool(ctx, name)
+	return api.PoolMetadata{Pool: p.Name, Generation: p.Generation, Dump: "swapback-metadata …\n"}, err
+}
+
 func (f *fakeService) Volumes(ctx context.Context, pool string) ([]api.Volume, error) {
 	if pool == "" {
 		return f.volumes, nil

@@ -21,7 +21,7 @@ func newPool(a *app) *cobra.Command {
 Every member carries a label and the pool's metadata.`,
 		Example: `  swapback pool create tank /dev/nvme0n1 /dev/nvme1n1
   swapback pool show tank`,
-	}, newPoolCreate(a), newPoolList(a), newPoolShow(a), newPoolCheck(a), newPoolDelete(a))
+	}, newPoolCreate(a), newPoolList(a), newPoolShow(a), newPoolCheck(a), newPoolRejoin(a), newPoolMetadata(a), newPoolDelete(a))
 }
 
 type poolCreateOptions struct {
@@ -197,52 +197,6 @@ func (a *app) writePool(w io.Writer, pool api.Pool, volumes []api.Volume) {
 		fmt.Fprintln(w)
 		writeVolumes(w, volumes)
 	}
-}
-
-func newPoolCheck(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "check POOL",
-		Short: "Check a pool's consistency",
-		Long: `Compare a pool's metadata on all disks, its extents, the kernel's tables and the
-block devices with each other. Nothing is changed. The exit code is 1 when
-something is not as it should be.`,
-		Example:           `  swapback pool check tank`,
-		Args:              args(cobra.ExactArgs(1)),
-		ValidArgsFunction: a.completePools(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return runPoolCheck(cmd.Context(), a, args[0])
-		},
-	}
-}
-
-func runPoolCheck(ctx context.Context, a *app, name string) error {
-	c := a.client()
-	defer c.Close()
-	var report api.CheckReport
-	err := a.wait("checking pool "+name, func() (err error) {
-		report, err = c.CheckPool(ctx, name)
-		return err
-	})
-	if err != nil {
-		return a.nearPools(ctx, c, err, name)
-	}
-	err = a.print(report, func(w io.Writer) {
-		for _, line := range report.Checked {
-			fmt.Fprintf(w, "checked  %s\n", line)
-		}
-		for _, line := range report.Problems {
-			fmt.Fprintf(w, "PROBLEM  %s\n", line)
-		}
-		if report.OK {
-			fmt.Fprintf(w, "pool %s is consistent\n", report.Pool)
-			return
-		}
-		fmt.Fprintf(w, "pool %s has %s\n", report.Pool, plural(len(report.Problems), "problem"))
-	})
-	if err != nil || report.OK {
-		return err
-	}
-	return problems(fmt.Sprintf("pool %s has %s", report.Pool, plural(len(report.Problems), "problem")))
 }
 
 type poolDeleteOptions struct{ force, yes bool }

@@ -41,6 +41,7 @@ type options struct {
 	logFormat string
 	onExit    string
 	wait      time.Duration
+	keepDir   string
 }
 
 func main() {
@@ -94,6 +95,7 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 	f.StringVar(&o.runDir, "run-dir", "/run/swapback", "directory for the lock and the marks of quarantined devices")
 	f.StringVar(&o.linkDir, "link-dir", "/dev/swapback", "directory for the links POOL/VOLUME to block devices")
 	f.DurationVar(&o.wait, "wait-for-members", 10*time.Second, "how long a pool with a missing disk is waited for after the machine has started, before it is opened degraded")
+	f.StringVar(&o.keepDir, "metadata-dir", "/var/lib/swapback/metadata", "directory for the metadata that pool check --repair keeps before it writes")
 	f.StringVar(&o.dataPath, "data-path", "auto", "how data gets from the block layer to the disks: auto, copy, zero-copy or batch (for measuring; adopted devices keep theirs)")
 	f.IntVar(&o.queues, "queues", 0, "queues per volume (default: number of CPUs, at most 4)")
 	f.IntVar(&o.depth, "depth", 64, "requests in flight per queue, 1 to 4096")
@@ -143,7 +145,7 @@ func run(ctx context.Context, o options) (err error) {
 	defer stop()
 
 	ctl, err := volume.Open(ctx, volume.Options{
-		Disks: o.disks, WaitForMembers: o.wait, RunDir: o.runDir, LinkDir: o.linkDir,
+		Disks: o.disks, WaitForMembers: o.wait, KeepDir: o.keepDir, RunDir: o.runDir, LinkDir: o.linkDir,
 		Queues: o.queues, Depth: o.depth, DataPath: path,
 		CheckCoherent: checkInChild, Version: version.String(), Logger: log,
 	})
