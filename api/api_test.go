@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -203,6 +204,38 @@ func TestNoDaemonNamesSocketAndRemedy(t *testing.T) {
 	_, err := c.Info(t.Context())
 	if CodeOf(err) != CodeUnavailable || !strings.Contains(err.Error(), "nobody") || !strings.Contains(err.Error(), SocketEnv) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestDaemonDiesInARequest: no answer, or a part of one, is the daemon's absence
+// and not some error of the request.
+func TestDaemonDiesInARequest(t *testing.T) {
+	for name, answer := range map[string]string{
+		"none": "", "half": "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{\"name\": ",
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "sock")
+			ln, err := net.Listen("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			go func() {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = conn.Read(make([]byte, 4096))
+				_, _ = io.WriteString(conn, answer)
+				conn.Close()
+			}()
+			c := NewClient(socket)
+			defer c.Close()
+			_, err = c.GrowVolume(t.Context(), "db", 1<<30)
+			if CodeOf(err) != CodeUnavailable || !strings.Contains(err.Error(), "went away") || !strings.Contains(err.Error(), "volumes/db") {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 

@@ -144,7 +144,7 @@ func (c *Client) OpenSnapshot(ctx context.Context, req SnapshotRequest) (Snapsho
 	if err := json.NewDecoder(resp.Body).Decode(&snap); err != nil {
 		cancel()
 		resp.Body.Close()
-		return snap, nil, fmt.Errorf("swapbackd at %s: snapshot answer: %w", c.socket, err)
+		return snap, nil, c.wentAway("POST", "/v1/snapshots", err)
 	}
 	return snap, func(context.Context) error {
 		cancel()
@@ -174,9 +174,19 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return err
 	}
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		return fmt.Errorf("swapbackd at %s: %s %s: answer cut short: %w", c.socket, method, path, err)
+		return c.wentAway(method, path, err)
 	}
 	return nil
+}
+
+// wentAway is for an answer that did not come, or not whole: nobody can say from
+// here whether the daemon has done what it was asked for.
+func (c *Client) wentAway(method, path string, err error) error {
+	return &Error{
+		Code:    CodeUnavailable,
+		Message: fmt.Sprintf("swapbackd at %s went away before it had answered %s %s: %v", c.socket, method, path, err),
+		Remedy:  "when it answers again, look whether it was done",
+	}
 }
 
 // send makes the request; an answer of 400 or more comes back as an [*Error].
@@ -207,7 +217,7 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 				Remedy:  "start it (systemctl start swapbackd), or name its socket with --socket or " + SocketEnv,
 			}
 		}
-		return nil, fmt.Errorf("swapbackd at %s: %s %s: %w", c.socket, method, path, err)
+		return nil, c.wentAway(method, path, err)
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil
