@@ -17,15 +17,15 @@ type dmDevice = dm.Device
 func emptyPool(extents ...int64) *metadata {
 	m := &metadata{Version: 1, Generation: 1, Pool: poolRecord{UUID: goldenPool, Name: "tank", Created: goldenTime, ExtentSize: 1 << 20}}
 	for i, n := range extents {
-		m.Members = append(m.Members, memberRecord{UUID: newUUID(), Index: i, Extents: n, DataOffset: 4 << 20})
+		m.Members = append(m.Members, memberRecord{UUID: NewUUID(), Index: i, Extents: n, DataOffset: 4 << 20})
 	}
 	return m
 }
 
 func (m *metadata) give(name string, size int64, segments []Segment, stripeSize int64) {
-	p := positionRecord{ID: newUUID(), Generation: 1, StripeSize: stripeSize, Segments: segments}
+	p := positionRecord{ID: NewUUID(), Generation: 1, StripeSize: stripeSize, Segments: segments}
 	m.Positions = append(m.Positions, p)
-	m.Volumes = append(m.Volumes, volumeRecord{UUID: newUUID(), Name: name, Size: size, Created: goldenTime, Position: p.ID, DeviceNumber: -1})
+	m.Volumes = append(m.Volumes, volumeRecord{UUID: NewUUID(), Name: name, Size: size, Created: goldenTime, Position: p.ID, DeviceNumber: -1})
 }
 
 func mustAllocate(t *testing.T, m *metadata, count int64, stripes int, have []Segment) []Segment {
@@ -207,7 +207,7 @@ func TestTablesAgreeWithMapRange(t *testing.T) {
 			segments = append(segments, s)
 			at += s.Extents + rng.Int63n(3)
 		}
-		pos := &positionRecord{ID: newUUID(), Generation: 1, StripeSize: stripeSize, Segments: segments}
+		pos := &positionRecord{ID: NewUUID(), Generation: 1, StripeSize: stripeSize, Segments: segments}
 		room := countExtents(segments) << 20
 		size := room - rng.Int63n(1<<20)/4096*4096
 		p := placement{extentSize: 1 << 20, members: m.Members, devices: []dm.Device{{Major: 8, Minor: 0}, {Major: 8, Minor: 1}, {Major: 8, Minor: 2}}}

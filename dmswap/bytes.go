@@ -18,8 +18,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func crc(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
-// newUUID makes a random UUID.
-func newUUID() UUID { return uuid.NewString() }
+// NewUUID makes a random UUID.
+func NewUUID() UUID { return uuid.NewString() }
 
 // uuidBytes returns the 16 bytes of a UUID that was checked before.
 func uuidBytes(u UUID) [16]byte {

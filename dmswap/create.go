@@ -221,7 +221,11 @@ func format(ctx context.Context, opt CreateOptions, disks []*blockDevice) error 
 		return err
 	}
 	failpoint.Hit("pool create: metadata written")
-	return s.writeLabels()
+	if err := s.writeLabels(true); err != nil {
+		return err
+	}
+	failpoint.Hit("pool create: labels unfinished")
+	return s.writeLabels(false)
 }
 
 // wipeSignatures zeroes the blocks of all magic numbers that were found. Some lie
@@ -244,12 +248,12 @@ func newStore(opt CreateOptions, sizes []int64) (*store, *metadata) {
 	slotSize, dataOffset, extents := layout(sizes, opt.ExtentSize)
 	meta := &metadata{
 		Version: metadataVersion,
-		Pool:    poolRecord{UUID: newUUID(), Name: opt.Name, Created: now, ExtentSize: opt.ExtentSize},
+		Pool:    poolRecord{UUID: NewUUID(), Name: opt.Name, Created: now, ExtentSize: opt.ExtentSize},
 	}
 	s := &store{log: opt.Logger}
 	for i, size := range sizes {
 		l := label{
-			Pool: meta.Pool.UUID, Member: newUUID(), PoolName: opt.Name, Index: i, Count: len(sizes),
+			Pool: meta.Pool.UUID, Member: NewUUID(), PoolName: opt.Name, Index: i, Count: len(sizes),
 			ExtentSize: opt.ExtentSize, DataOffset: dataOffset, Extents: extents[i],
 			Slots: [2]int64{slotsOffset, slotsOffset + slotSize}, SlotSize: slotSize, DiskSize: size, Created: now,
 		}
@@ -259,8 +263,15 @@ func newStore(opt CreateOptions, sizes []int64) (*store, *metadata) {
 	return s, meta
 }
 
-func (s *store) writeLabels() error {
+// writeLabels puts the members in use or, with unfinished, takes them out of it.
+// What counts is the first label that is put in use, and the last that is taken
+// out.
+func (s *store) writeLabels(unfinished bool) error {
 	for _, m := range s.members {
+		if m.disk == nil || m.labelErr != nil && !unfinished {
+			continue // what is damaged is mended when somebody asks for it
+		}
+		m.label.Unfinished = unfinished
 		_, err := m.disk.WriteAt(m.label.encode(), labelOffset)
 		if err == nil {
 			err = m.disk.Sync()
@@ -268,7 +279,11 @@ func (s *store) writeLabels() error {
 		if err != nil {
 			return fmt.Errorf("writing the label of %s: %w", m.path, err)
 		}
-		failpoint.Hit("pool create: label written")
+		if unfinished {
+			failpoint.Hit("label: taken out of use")
+		} else {
+			failpoint.Hit("label: put in use")
+		}
 	}
 	return nil
 }

@@ -399,7 +399,7 @@ func newWorld(t *testing.T, extents ...int64) *world {
 		m.disk, m.path = d, d.name
 		w.labels = append(w.labels, m.label)
 	}
-	if err := errors.Join(s.commit(meta), s.writeLabels()); err != nil {
+	if err := errors.Join(s.commit(meta), s.writeLabels(false)); err != nil {
 		t.Fatal(err)
 	}
 	return w

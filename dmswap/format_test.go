@@ -99,10 +99,15 @@ func TestGoldenLabel(t *testing.T) {
 	b := goldenLabel().encode()
 	golden(t, "label.txt", dump(t, b, []string{
 		"8 magic", "4 version", "4 crc32c", "16 pool", "16 member", "4 index", "4 count", "8 extent_size", "8 data_offset",
-		"8 extents", "8 slot_a", "8 slot_b", "8 slot_size", "8 disk_size", "8 created", "64 name",
+		"8 extents", "8 slot_a", "8 slot_b", "8 slot_size", "8 disk_size", "8 created", "64 name", "4 state",
 	}))
 	got, err := decodeLabel(b)
 	if err != nil || !reflect.DeepEqual(got, goldenLabel()) {
+		t.Errorf("decoded %+v, %v", got, err)
+	}
+	l := goldenLabel()
+	l.Unfinished = true
+	if got, err := decodeLabel(l.encode()); err != nil || !reflect.DeepEqual(got, l) {
 		t.Errorf("decoded %+v, %v", got, err)
 	}
 }

@@ -18,7 +18,11 @@ import (
 //	data offset       extents     extent 0, 1, 2 …; a multiple of the extent
 //	                              size, at least 1 MiB
 //
-// The label says what the disk is and where things are. It is written once.
+// The label says what the disk is and where things are. It is written once, but
+// for its state: a pool is there when one of its labels at least is in use. A
+// pool in the making has unfinished labels on all members before the first is
+// put in use, and one that is deleted gets them on all before the first is wiped:
+// so a crash leaves all of a pool or nothing of it.
 // All numbers are little-endian; bytes not listed are zero.
 //
 //	offset  size  field
@@ -38,6 +42,7 @@ import (
 //	104     8     size of the disk in bytes when it became a member
 //	112     8     time of creation, nanoseconds since 1970 UTC
 //	120     64    name of the pool, padded with zeroes
+//	184     4     state: 0 in use, 1 unfinished
 const (
 	labelOffset  = 4096
 	labelSize    = blockSize
@@ -71,6 +76,8 @@ type label struct {
 	SlotSize     int64
 	DiskSize     int64
 	Created      time.Time
+	// Unfinished is set while the pool is being made or deleted.
+	Unfinished bool
 }
 
 var (
@@ -96,6 +103,9 @@ func (l label) encode() []byte {
 		le.PutUint64(b[56+8*i:], uint64(v))
 	}
 	copy(b[120:184], l.PoolName)
+	if l.Unfinished {
+		le.PutUint32(b[184:], 1)
+	}
 	le.PutUint32(b[12:], crc(b))
 	return b
 }
@@ -123,6 +133,13 @@ func decodeLabel(b []byte) (label, error) {
 		ExtentSize: num(0), DataOffset: num(1), Extents: num(2), Slots: [2]int64{num(3), num(4)}, SlotSize: num(5), DiskSize: num(6),
 		Created:  time.Unix(0, num(7)).UTC(),
 		PoolName: string(bytes.TrimRight(b[120:184], "\x00")),
+	}
+	switch state := le.Uint32(b[184:]); state {
+	case 0:
+	case 1:
+		l.Unfinished = true
+	default:
+		return label{}, fmt.Errorf("%w: state %d", errBadLabel, state)
 	}
 	if err := l.check(); err != nil {
 		return label{}, fmt.Errorf("%w: %w", errBadLabel, err)

@@ -69,7 +69,7 @@ func (m *metadata) beginEpoch(first, holds uint64, out func(member int) bool) {
 	if n := len(m.Epochs); n > 0 {
 		number = m.Epochs[n-1].Number + 1
 	}
-	m.Epochs = append(slices.Clone(m.Epochs), epoch{Number: number, ID: newUUID(), First: first})
+	m.Epochs = append(slices.Clone(m.Epochs), epoch{Number: number, ID: NewUUID(), First: first})
 	if n := len(m.Epochs); n > maxEpochs {
 		m.Epochs = m.Epochs[n-maxEpochs:]
 	}

@@ -99,6 +99,9 @@ func openPool(ctx context.Context, k kernel, members []openMember, log *slog.Log
 	}
 	log = log.With("pool", name)
 	s.log = log
+	if err := s.settleLabels(); err != nil {
+		return nil, err
+	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}

@@ -382,14 +382,13 @@ func (p *Pool) Destroy(ctx context.Context) error {
 		p.mu.Unlock()
 		return p.state
 	}
-	// A pool without volumes is not opened degraded: should this be interrupted,
-	// the members that are left don't come back as half a pool.
-	empty := p.store.meta.clone()
-	empty.Volumes, empty.Positions, empty.Snapshots = nil, nil, nil
-	if err := p.store.commit(empty); err != nil {
-		p.log.Warn("pool is deleted although its metadata can't be written", "err", err)
-	}
 	var errs []error
+	// From here on there is no pool, whatever a crash leaves of its labels.
+	if err := p.store.writeLabels(true); err != nil {
+		p.mu.Unlock()
+		return errors.Join(err, p.Close())
+	}
+	failpoint.Hit("pool delete: labels unfinished")
 	// The labels go first: without them the rest is only blocks.
 	for _, m := range p.store.members {
 		if m.disk == nil {

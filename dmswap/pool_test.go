@@ -102,7 +102,7 @@ func TestRefusals(t *testing.T) {
 		{"create too large", create(VolumeSpec{Name: "n", Size: 1 << 40}), ErrNoSpace, "extents are needed"},
 		{"create taken name", create(VolumeSpec{Name: "a", Size: 1 << 20}), ErrExists, "a already"},
 		{"create bad name", create(VolumeSpec{Name: "../a", Size: 1 << 20}), ErrInvalid, "name"},
-		{"create name like a UUID", create(VolumeSpec{Name: newUUID(), Size: 1 << 20}), ErrInvalid, "UUID"},
+		{"create name like a UUID", create(VolumeSpec{Name: NewUUID(), Size: 1 << 20}), ErrInvalid, "UUID"},
 		{"create without size", create(VolumeSpec{Name: "n"}), ErrInvalid, "size"},
 		{"create of 8 EiB", create(VolumeSpec{Name: "n", Size: 1<<63 - 1}), ErrInvalid, "size"},
 		{"too many stripes", create(VolumeSpec{Name: "n", Size: 1 << 20, Stripes: 3}), ErrInvalid, "3 stripes on a pool of 2"},

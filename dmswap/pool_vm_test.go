@@ -217,7 +217,7 @@ func TestVMCheckSeesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stray := dm.ByUUID(dmUUID(p.uuid, newUUID(), ""))
+	stray := dm.ByUUID(dmUUID(p.uuid, NewUUID(), ""))
 	for _, tt := range []struct {
 		name        string
 		break_, fix func() error

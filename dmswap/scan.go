@@ -125,6 +125,7 @@ func HasDevices(pool UUID) bool {
 
 // finder groups labels by pool.
 type finder struct {
+	used  map[UUID]bool // a label says that the pool is in use
 	list  []*FoundPool
 	seen  map[UUID]*FoundPool
 	index map[UUID]map[int]string
@@ -132,8 +133,9 @@ type finder struct {
 
 func (f *finder) add(path string, l label) {
 	if f.seen == nil {
-		f.seen, f.index = map[UUID]*FoundPool{}, map[UUID]map[int]string{}
+		f.seen, f.index, f.used = map[UUID]*FoundPool{}, map[UUID]map[int]string{}, map[UUID]bool{}
 	}
+	f.used[l.Pool] = f.used[l.Pool] || !l.Unfinished
 	p := f.seen[l.Pool]
 	if p == nil {
 		p = &FoundPool{Name: l.PoolName, UUID: l.Pool, Members: l.Count}
@@ -150,6 +152,9 @@ func (f *finder) add(path string, l label) {
 func (f *finder) finish() []FoundPool {
 	var out []FoundPool
 	for _, p := range f.list {
+		if p.UUID != "" && !f.used[p.UUID] {
+			continue // was being made, or deleted: there is nothing of it
+		}
 		for i := range p.Members {
 			if f.index[p.UUID][i] == "" {
 				p.Missing = append(p.Missing, i)

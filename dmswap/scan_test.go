@@ -94,3 +94,20 @@ func TestFinder(t *testing.T) {
 		t.Errorf("problems: %s", text)
 	}
 }
+
+// TestFinderUnfinished: a crash while a pool was made or deleted leaves a pool
+// when one label is in use, else nothing.
+func TestFinderUnfinished(t *testing.T) {
+	for used := range 3 {
+		var f finder
+		for i := range 2 {
+			l := goldenLabel()
+			l.Index, l.Count, l.Unfinished = i, 2, i >= used
+			f.add(string(rune('a'+i)), l)
+		}
+		got := f.finish()
+		if want := min(used, 1); len(got) != want || want == 1 && len(got[0].Problems) > 0 {
+			t.Errorf("%d of 2 labels in use: %+v", used, got)
+		}
+	}
+}

@@ -111,6 +111,29 @@ type staged struct {
 	headers [][]byte // of those
 }
 
+// settleLabels puts all members in use again when one of them is: a crash came
+// while the pool was being made or deleted.
+func (s *store) settleLabels() error {
+	used, unfinished := 0, 0
+	for _, m := range s.members {
+		switch {
+		case m.disk == nil || m.labelErr != nil:
+		case m.label.Unfinished:
+			unfinished++
+		default:
+			used++
+		}
+	}
+	switch {
+	case unfinished == 0:
+		return nil
+	case used == 0:
+		return errf(ErrNoPool, "create a pool on the disks", "%s: the pool was being made or deleted: there is nothing of it", pathsText(s.members))
+	}
+	s.log.Warn("the pool was being made or deleted; it stays", "unfinished_members", unfinished)
+	return s.writeLabels(false)
+}
+
 // stage does everything of a commit that can be done before its point of no
 // return. Only the newest staged generation can be published: another one has
 // written over its slots. A member that can't be written to is left out, as

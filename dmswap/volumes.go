@@ -56,8 +56,8 @@ func (p *Pool) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, e
 	if err := spec.normalise(p.place().extentSize, len(p.place().members)); err != nil {
 		return VolumeInfo{}, err
 	}
-	v := volumeRecord{UUID: newUUID(), Name: spec.Name, Size: spec.Size, Created: time.Now().UTC(), DeviceNumber: -1}
-	pos := positionRecord{ID: newUUID(), Generation: 1, StripeSize: spec.StripeSize}
+	v := volumeRecord{UUID: NewUUID(), Name: spec.Name, Size: spec.Size, Created: time.Now().UTC(), DeviceNumber: -1}
+	pos := positionRecord{ID: NewUUID(), Generation: 1, StripeSize: spec.StripeSize}
 	v.Position = pos.ID
 
 	done, err := p.reserve(&v, &pos, spec.Stripes)
