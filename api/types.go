@@ -253,6 +253,9 @@ type SwapPair struct {
 	B       string `json:"b" minLength:"1" maxLength:"129"`
 	ExpectA uint64 `json:"expect_a,omitempty" doc:"generation expected of A's position; 0 for any"`
 	ExpectB uint64 `json:"expect_b,omitempty" doc:"generation expected of B's position; 0 for any"`
+	// Quarantine labels the content that A shows before the swap as failed, in
+	// the commit of the swap: it is never under B's name without its label.
+	Quarantine *Quarantine `json:"quarantine,omitempty" doc:"label of the content that goes from A to B; B is read-only from its first moment"`
 }
 
 // SwapResult tells what a swap did and how long each phase took.

@@ -35,6 +35,9 @@ var operations = []operation{
 	{"delete", func(p *Pool) error { return p.DeleteVolume(ctx, "a") }},
 	{"swap", func(p *Pool) error { return swapNow(p, SwapPair{A: "a", B: "b"}) }},
 	{"swap of two pairs", func(p *Pool) error { return swapNow(p, SwapPair{A: "a", B: "b"}, SwapPair{A: "s", B: "d"}) }},
+	{"swap with a label", func(p *Pool) error {
+		return swapNow(p, SwapPair{A: "a", B: "b", Quarantine: &Quarantine{Reason: "failed"}})
+	}},
 	{"swap with a commit between its parts", func(p *Pool) error {
 		s, err := p.PrepareSwap(ctx, []SwapPair{{A: "a", B: "b"}})
 		if err != nil {

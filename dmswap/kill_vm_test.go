@@ -84,7 +84,7 @@ func TestVMKill(t *testing.T) {
 		{"grow", "grow: loaded", false},
 		{"grow", "commit: staged", false},
 		{"grow", "grow: committed", true},
-		{"delete", "delete: device removed", false},
+		{"delete", "delete: mapping removed", false},
 		{"delete", "commit: published", true},
 		{"snapshot", "snapshot: reserved", false},
 		{"snapshot", "snapshot: built", false},

@@ -32,6 +32,7 @@ type side struct {
 	volume volumeRecord // as it was
 	after  UUID         // position that it is to show
 	ref    dm.Ref
+	label  *Quarantine // of the position that it gives away
 }
 
 // PrepareSwap checks a swap of one or more pairs, loads the exchanged tables
@@ -103,7 +104,9 @@ func (s *Swap) check(pairs []SwapPair, list []volumeRecord) ([]dm.Table, error) 
 			return nil, errf(ErrInvalid, "grow the smaller one; only volumes of equal size can be swapped",
 				"volume %s has %d bytes and volume %s has %d", a.Name, a.Size, b.Name, b.Size)
 		}
-		s.sides = append(s.sides, side{a, b.Position, p.ref(a.UUID, "")}, side{b, a.Position, p.ref(b.UUID, "")})
+		s.sides = append(s.sides,
+			side{volume: a, after: b.Position, ref: p.ref(a.UUID, ""), label: pair.Quarantine},
+			side{volume: b, after: a.Position, ref: p.ref(b.UUID, "")})
 		tables = append(tables,
 			p.place().volumeTable(&a, p.meta.position(b.Position)),
 			p.place().volumeTable(&b, p.meta.position(a.Position)))
@@ -214,6 +217,10 @@ func (s *Swap) stageLocked() (err error) {
 		for _, side := range s.sides {
 			m.volume(side.volume.UUID).Position = side.after
 			m.position(side.after).Generation++
+			if side.label != nil {
+				q := *side.label
+				m.position(side.volume.Position).Quarantine = &q
+			}
 		}
 		return nil
 	})

@@ -105,6 +105,8 @@ type Quarantine struct {
 
 // VolumeSpec describes a new volume.
 type VolumeSpec struct {
+	// UUID of the volume, from [NewUUID]; "" lets the pool choose one.
+	UUID UUID
 	Name string
 	// Size in bytes, rounded up to 4096.
 	Size int64
@@ -117,6 +119,8 @@ type VolumeSpec struct {
 	// last MiB are zeroed, where signatures of old content would be found, and
 	// the rest shows whatever the disks held.
 	Zero bool
+	// Attached is the attribute's first value, see [VolumeAttrs].
+	Attached bool
 }
 
 // VolumeAttrs are what [Pool.SetVolume] can change.
@@ -134,10 +138,12 @@ type PositionAttrs struct {
 
 // SwapPair names two volumes, each by name or UUID, whose positions are to be
 // exchanged. ExpectA and ExpectB are the generations that the positions behind
-// A and B must have; 0 accepts any.
+// A and B must have; 0 accepts any. Quarantine, if not nil, labels the position
+// that A gives away, in the same commit.
 type SwapPair struct {
 	A, B             string
 	ExpectA, ExpectB uint64
+	Quarantine       *Quarantine
 }
 
 // SwapTiming is how long each phase of a swap took. Suspend, Commit and Resume

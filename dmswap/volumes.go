@@ -56,7 +56,10 @@ func (p *Pool) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, e
 	if err := spec.normalise(p.place().extentSize, len(p.place().members)); err != nil {
 		return VolumeInfo{}, err
 	}
-	v := volumeRecord{UUID: NewUUID(), Name: spec.Name, Size: spec.Size, Created: time.Now().UTC(), DeviceNumber: -1}
+	v := volumeRecord{UUID: spec.UUID, Name: spec.Name, Size: spec.Size, Created: time.Now().UTC(), DeviceNumber: -1, Attached: spec.Attached}
+	if v.UUID == "" {
+		v.UUID = NewUUID()
+	}
 	pos := positionRecord{ID: NewUUID(), Generation: 1, StripeSize: spec.StripeSize}
 	v.Position = pos.ID
 
@@ -280,7 +283,7 @@ func (p *Pool) DeleteVolume(ctx context.Context, ref string) error {
 	if err := p.removeDevice(ctx, p.ref(v.UUID, "")); err != nil {
 		return fmt.Errorf("volume %s not deleted: %w", v.Name, p.inUse(v.Name, err))
 	}
-	failpoint.Hit("delete: device removed")
+	failpoint.Hit("delete: mapping removed")
 	p.mu.Lock()
 	err = p.commit(func(m *metadata) error {
 		m.Volumes = drop(m.Volumes, func(x *volumeRecord) bool { return x.UUID == v.UUID })

@@ -26,6 +26,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/holders"
 	"github.com/swapback/swapback/ublk"
 )
@@ -131,7 +132,10 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 		c.ublk.Close()
 		return nil, err
 	}
+	failpoint.Hit("start: pools opened")
 	c.serveAttached(ctx)
+	failpoint.Hit("start: orphans removed")
+	c.removeStaleFiles()
 	return c, nil
 }
 

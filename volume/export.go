@@ -14,6 +14,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/ublk"
 )
 
@@ -51,14 +52,17 @@ func (t target) tag() uint64 { return deviceTag(t.pool.Info().UUID, t.uuid()) }
 // left are adopted all at once: each is a pause to somebody. Only then missing
 // ones are made, so that none takes the number of another.
 func (c *Controller) serveAttached(ctx context.Context) {
+	left := c.leftDevices(ctx)
 	var adopting sync.WaitGroup
 	var missing []target
 	for _, p := range c.poolsSorted() {
 		for _, v := range p.Volumes() {
 			t := target{p, v}
+			number, there := left[t.tag()]
 			switch {
 			case !v.Attached:
-			case c.left(ctx, t):
+			case there:
+				t.info.DeviceNumber = number
 				adopting.Go(func() { c.serveAgain(ctx, t) })
 			default:
 				missing = append(missing, t)
@@ -69,18 +73,24 @@ func (c *Controller) serveAttached(ctx context.Context) {
 	for _, t := range missing {
 		c.serveAgain(ctx, t)
 	}
+	failpoint.Hit("start: volumes served")
 	if err := c.removeOrphans(ctx); err != nil {
 		c.log.Warn("looking for orphaned ublk devices", "err", err)
 	}
 }
 
-// left tells whether an earlier daemon has left the volume's device.
-func (c *Controller) left(ctx context.Context, t target) bool {
-	if t.info.DeviceNumber < 0 {
-		return false
+// leftDevices are the numbers of the ublk devices in the kernel by their tags. A
+// daemon that died before it had recorded a number has left the tag.
+func (c *Controller) leftDevices(ctx context.Context) map[uint64]int {
+	list, err := c.ublk.List(ctx)
+	if err != nil {
+		c.log.Warn("looking for ublk devices of an earlier daemon", "err", err)
 	}
-	info, err := c.ublk.Info(ctx, t.info.DeviceNumber)
-	return err == nil && info.Tag == t.tag()
+	numbers := map[uint64]int{}
+	for _, info := range list {
+		numbers[info.Tag] = info.ID
+	}
+	return numbers
 }
 
 // serveAgain serves a volume after a restart, or notes why it can't.
@@ -124,6 +134,7 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 			opt.ID = -1
 		}
 	}
+	failpoint.Hit("serve: begun")
 	backend, err := ublk.OpenBackend(t.info.Device)
 	if err != nil {
 		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
@@ -142,6 +153,7 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 		backend.Close()
 		return nil, fmt.Errorf("block device of volume %s: %w", t, err)
 	}
+	failpoint.Hit("serve: device started")
 	e := &export{name: t.String(), dev: dev, backend: backend, readOnly: readOnly, link: c.linkPath(t)}
 	dev.SetReadOnly(readOnly)
 	if err := c.finishServe(ctx, t, e); err != nil {
@@ -151,6 +163,7 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 		}
 		return nil, errors.Join(err, c.stopExport(ctx, e))
 	}
+	failpoint.Hit("serve: recorded")
 	c.setExport(t, e)
 	if adopt {
 		err := c.catchUp(ctx, t, e)
@@ -193,6 +206,7 @@ func (c *Controller) finishServe(ctx context.Context, t target, e *export) error
 	if err := replaceLink(e.dev.Path(), e.link); err != nil {
 		return fmt.Errorf("link of volume %s: %w", t, err)
 	}
+	failpoint.Hit("serve: link made")
 	// Commits only what is new: nothing for a device that was adopted.
 	err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) {
 		a.Attached, a.DeviceNumber, a.ReadOnly = true, e.dev.ID(), t.info.ReadOnly
@@ -226,6 +240,7 @@ func (c *Controller) stopExport(ctx context.Context, e *export) error {
 	if err := e.dev.Stop(ctx); err != nil {
 		return fmt.Errorf("removing %s of volume %s: %w", e.dev.Path(), e.name, err)
 	}
+	failpoint.Hit("stop: device removed")
 	if err := e.backend.Close(); err != nil {
 		c.log.Warn("backend not closed", "volume", e.name, "err", err)
 	}
@@ -234,6 +249,7 @@ func (c *Controller) stopExport(ctx context.Context, e *export) error {
 	}
 	// Gone unless another volume's link is in it.
 	_ = os.Remove(filepath.Dir(e.link))
+	failpoint.Hit("stop: link removed")
 	return c.markQuarantine(e.dev.ID(), false)
 }
 
@@ -322,21 +338,24 @@ func (c *Controller) markQuarantine(id int, quarantined bool) error {
 	if id < 0 {
 		return nil
 	}
-	dir := filepath.Join(c.opt.RunDir, "quarantine")
-	path := filepath.Join(dir, "ublkb"+strconv.Itoa(id))
+	path := c.markPath(id)
 	if !quarantined {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("mark of a quarantined device: %w", err)
 		}
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("mark of a quarantined device: %w", err)
 	}
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		return fmt.Errorf("mark of a quarantined device: %w", err)
 	}
 	return nil
+}
+
+func (c *Controller) markPath(id int) string {
+	return filepath.Join(c.opt.RunDir, "quarantine", "ublkb"+strconv.Itoa(id))
 }
 
 // setBlockReadOnly sets the kernel's read-only flag of a block device (BLKROSET,

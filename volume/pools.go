@@ -7,6 +7,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // Pools implements [api.Service].
@@ -43,6 +44,7 @@ func (c *Controller) CreatePool(ctx context.Context, req api.CreatePoolRequest) 
 	if err != nil {
 		return api.Pool{}, fromPool(fmt.Sprintf("pool %s not created", req.Name), err)
 	}
+	failpoint.Hit("pool create: opened")
 	c.mu.Lock()
 	c.pools[p.Info().UUID] = p
 	c.mu.Unlock()
@@ -103,11 +105,7 @@ func (c *Controller) destroy(ctx context.Context, p *dmswap.Pool, targets []targ
 		if err == nil {
 			return
 		}
-		for _, t := range stopped {
-			if _, again := c.serve(context.WithoutCancel(ctx), t, t.info.DeviceNumber, false); again != nil {
-				err = errors.Join(err, fmt.Errorf("and the device of volume %s could not be made again: %w", t, again))
-			}
-		}
+		err = errors.Join(err, c.serveBack(ctx, stopped...))
 	}()
 	for _, t := range targets {
 		e := c.export(t)
@@ -119,5 +117,6 @@ func (c *Controller) destroy(ctx context.Context, p *dmswap.Pool, targets []targ
 		}
 		c.setExport(t, nil)
 	}
+	failpoint.Hit("pool delete: devices removed")
 	return fromPool(fmt.Sprintf("pool %s not deleted", p.Info().Name), p.Destroy(ctx))
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // Quarantine implements [api.Service]. The device turns read-only before the
@@ -26,11 +27,13 @@ func (c *Controller) Quarantine(ctx context.Context, ref string, req api.Quarant
 	if err := c.setReadOnly(t, true, true); err != nil {
 		return api.Volume{}, err
 	}
+	failpoint.Hit("quarantine: read-only")
 	q := dmswap.Quarantine(req.Quarantine)
 	err = t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.Quarantine = &q })
 	if err != nil {
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not quarantined", t), err)
 	}
+	failpoint.Hit("quarantine: labelled")
 	c.log.Info("volume quarantined", "volume", t.String(), "reason", q.Reason, "job", q.Job, "step", q.Step)
 	return c.refreshed(t)
 }
@@ -49,9 +52,11 @@ func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Vol
 	if err != nil {
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not released", t), err)
 	}
+	failpoint.Hit("release: label removed")
 	if err := c.setReadOnly(t, t.info.ReadOnly, false); err != nil {
 		return api.Volume{}, fmt.Errorf("volume %s is out of quarantine, but its device is still read-only (detach and attach it): %w", t, err)
 	}
+	failpoint.Hit("release: writable")
 	c.log.Info("volume released from quarantine", "volume", t.String())
 	return c.refreshed(t)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // OpenSnapshot implements [api.Service]. All volumes are suspended at once, so
@@ -35,6 +36,7 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 	if err != nil {
 		return api.Snapshot{}, nil, fromPool("snapshot of "+strings.Join(names, ", "), err)
 	}
+	failpoint.Hit("snapshot: open")
 	snap := api.Snapshot{Time: time.Now().UTC()}
 	for i, t := range targets {
 		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: c.describe(t), Device: open[i].Device(), COWSize: open[i].COWSize()})
@@ -44,6 +46,7 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 		var errs []error
 		for _, s := range open {
 			errs = append(errs, s.Close(ctx))
+			failpoint.Hit("snapshot close: closed")
 		}
 		c.log.Info("snapshot closed", "volumes", names)
 		return errors.Join(errs...)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/holders"
 	"github.com/swapback/swapback/ublk"
 )
@@ -68,15 +69,18 @@ func (s *swap) run(ctx context.Context) error {
 		return err
 	}
 	defer s.closeGuards()
+	failpoint.Hit("swap: claimed")
 	if err := s.preflight(ctx); err != nil {
 		return err
 	}
+	failpoint.Hit("swap: checked")
 	if err := s.exchange(ctx); err != nil {
 		return err
 	}
 	s.outcome = swapCommitted
 	// The positions are exchanged, whatever happens to the client now.
 	s.verify(context.WithoutCancel(ctx))
+	failpoint.Hit("swap: verified")
 	s.log()
 	return nil
 }
@@ -124,30 +128,45 @@ func (s *swap) exchange(ctx context.Context) error {
 	if err != nil {
 		return fromPool("swap refused", err)
 	}
+	// The mark has to be there before udev can look at the failed content.
+	if err := s.markLabelled(true); err != nil {
+		return errors.Join(err, prepared.Abort(context.WithoutCancel(ctx)))
+	}
 	s.before = s.stats()
 	s.paused = true
 	busy := time.Now()
 	if s.req.Busy == api.BusyRefuse {
 		ublk.RefuseAll(s.devices...)
+		failpoint.Hit("swap: refusing")
 	} else {
 		ublk.HoldAll(s.devices...)
+		failpoint.Hit("swap: holding")
 	}
 	err = s.drain(ctx)
 	if err == nil {
+		failpoint.Hit("swap: drained")
 		err = prepared.Execute(ctx)
 	} else {
 		err = errors.Join(err, prepared.Abort(context.WithoutCancel(ctx)))
 	}
 	if err == nil || errors.Is(err, dmswap.ErrCommitted) {
 		s.c.moveChanges(s.targets)
+		s.refuseWrites()
+		failpoint.Hit("swap: change maps moved")
 	}
 	ublk.ReleaseAll(s.devices...)
+	failpoint.Hit("swap: released")
 	s.result.Pause = time.Since(busy).Seconds()
 	s.countHeld()
 	if err != nil {
+		if !errors.Is(err, dmswap.ErrCommitted) {
+			err = errors.Join(err, s.markLabelled(false))
+		}
 		return s.failed(ctx, err)
 	}
+	s.showReadOnly()
 	prepared.DropCaches()
+	failpoint.Hit("swap: caches dropped")
 	s.collect(prepared)
 	return nil
 }
@@ -179,8 +198,53 @@ func (s *swap) pairs() []dmswap.SwapPair {
 			A: s.targets[2*i].uuid(), B: s.targets[2*i+1].uuid(),
 			ExpectA: p.ExpectA, ExpectB: p.ExpectB,
 		}
+		if p.Quarantine != nil {
+			q := dmswap.Quarantine(*p.Quarantine)
+			if q.Time.IsZero() {
+				q.Time = time.Now().UTC()
+			}
+			list[i].Quarantine = &q
+		}
 	}
 	return list
+}
+
+// labelled are the volumes that show failed content after the swap, with a block
+// device.
+func (s *swap) labelled() (list []target) {
+	for i, p := range s.req.Pairs {
+		if e := s.c.export(s.targets[2*i+1]); p.Quarantine != nil && e != nil && e.dev != nil {
+			list = append(list, s.targets[2*i+1])
+		}
+	}
+	return list
+}
+
+// markLabelled makes or removes the marks by which udev leaves devices alone.
+func (s *swap) markLabelled(quarantined bool) error {
+	for _, t := range s.labelled() {
+		if err := s.c.markQuarantine(s.c.export(t).dev.ID(), quarantined); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuseWrites protects failed content in the server, while the gates are closed.
+func (s *swap) refuseWrites() {
+	for _, t := range s.labelled() {
+		s.c.export(t).dev.SetReadOnly(true)
+	}
+}
+
+// showReadOnly tells the kernel, too: now that the gates are open its devices can
+// be opened.
+func (s *swap) showReadOnly() {
+	for _, t := range s.labelled() {
+		if err := s.c.setReadOnly(t, true, true); err != nil {
+			s.warn(fmt.Sprintf("%s refuses writes, but its device does not show that: %v", t, err))
+		}
+	}
 }
 
 // drain waits until nothing is in flight below the closed gates.
@@ -250,11 +314,20 @@ func (s *swap) verify(ctx context.Context) {
 	}
 	s.result.Coherent = len(warnings) == 0
 	if len(warnings) > 0 {
-		s.result.Warning = "the positions are exchanged, but cached data could not be proven fresh: " + strings.Join(warnings, "; ")
+		text := "the positions are exchanged, but cached data could not be proven fresh: " + strings.Join(warnings, "; ")
 		if len(s.held) > 0 {
-			s.result.Warning += "; somebody holds the device and may be writing"
+			text += "; somebody holds the device and may be writing"
 		}
+		s.warn(text)
 	}
+}
+
+// warn adds to what is not as it should be although the swap is committed.
+func (s *swap) warn(text string) {
+	if s.result.Warning != "" {
+		text = s.result.Warning + "; " + text
+	}
+	s.result.Warning = text
 }
 
 func (s *swap) log() {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/holders"
 	"github.com/swapback/swapback/ublk"
 )
@@ -46,25 +47,37 @@ func (c *Controller) CreateVolume(ctx context.Context, req api.CreateVolumeReque
 	if err != nil {
 		return api.Volume{}, err
 	}
+	// Claimed before it is there: nobody comes between creating and attaching it.
+	uuid := dmswap.NewUUID()
+	c.mu.Lock()
+	c.claims[uuid] = "creating it"
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.claims, uuid)
+	}()
 	info, err := p.CreateVolume(ctx, dmswap.VolumeSpec{
-		Name: req.Name, Size: req.Size, Stripes: req.Stripes, StripeSize: req.StripeSize, Zero: req.Zero,
+		UUID: uuid, Name: req.Name, Size: req.Size, Stripes: req.Stripes, StripeSize: req.StripeSize, Zero: req.Zero,
+		// One commit for both: a daemon that dies here serves it when it is back.
+		Attached: !req.Detached,
 	})
 	if err != nil {
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s/%s not created", p.Info().Name, req.Name), err)
 	}
 	t := target{p, info}
 	c.linkMapper(info.Device)
+	failpoint.Hit("create: in the pool")
 	c.log.Info("volume created", "volume", t.String(), "size", req.Size)
 	if req.Detached {
 		return c.describe(t), nil
 	}
-	v, err := c.Attach(ctx, t.uuid(), api.AttachRequest{})
-	if err != nil {
+	if _, err := c.serve(ctx, t, -1, false); err != nil {
 		// A volume that nobody has seen yet holds no data: all or nothing.
 		undo := p.DeleteVolume(context.WithoutCancel(ctx), t.uuid())
 		return api.Volume{}, errors.Join(fmt.Errorf("volume %s not created: %w", t, err), undo)
 	}
-	return v, nil
+	return c.refreshed(t)
 }
 
 // DeleteVolume implements [api.Service].
@@ -81,18 +94,15 @@ func (c *Controller) DeleteVolume(ctx context.Context, ref string, force bool) e
 			Remedy:  "it is evidence of a failure; release it first, or delete it with --force",
 		}
 	}
-	if err := c.detach(ctx, t); err != nil {
+	// It stays marked as attached: a daemon that dies here serves it again.
+	if err := c.unserve(ctx, t); err != nil {
 		return err
 	}
+	failpoint.Hit("delete: device removed")
 	if err := t.pool.DeleteVolume(ctx, t.uuid()); err != nil {
-		err = fromPool(fmt.Sprintf("volume %s not deleted", t), err)
-		if t.info.Attached {
-			if _, again := c.serve(context.WithoutCancel(ctx), t, t.info.DeviceNumber, false); again != nil {
-				err = errors.Join(err, fmt.Errorf("and its device could not be made again: %w", again))
-			}
-		}
-		return err
+		return errors.Join(fromPool(fmt.Sprintf("volume %s not deleted", t), err), c.serveBack(ctx, t))
 	}
+	failpoint.Hit("delete: out of the pool")
 	c.forgetChanges(t.info.Position.ID)
 	c.unlinkMapper()
 	c.log.Info("volume deleted", "volume", t.String())
@@ -129,6 +139,7 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	}
 	// First the map, so that no write behind the old end goes unrecorded.
 	err = c.growChanges(ctx, t, dev)
+	failpoint.Hit("grow: change map grown")
 	switch {
 	case err != nil:
 	case restart:
@@ -139,6 +150,7 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	if err != nil {
 		return api.Volume{}, fmt.Errorf("volume %s has its new size in the pool, but its block device does not show it (detach and attach it): %w", t, err)
 	}
+	failpoint.Hit("grow: shown")
 	c.log.Info("volume grown", "volume", t.String(), "size", info.Size)
 	return c.describe(t), nil
 }
@@ -149,6 +161,7 @@ func (c *Controller) restart(ctx context.Context, t target, e *export) error {
 		return err
 	}
 	c.setExport(t, nil)
+	failpoint.Hit("grow: device stopped")
 	_, err := c.serve(ctx, t, e.dev.ID(), false)
 	return err
 }
@@ -187,13 +200,43 @@ func (c *Controller) Detach(ctx context.Context, ref string) (api.Volume, error)
 	if err := c.detach(ctx, t); err != nil {
 		return api.Volume{}, err
 	}
+	failpoint.Hit("detach: recorded")
 	return c.refreshed(t)
 }
 
 const unmountFirst = "unmount or stop what is named above"
 
-// detach takes away the block device, if there is one and nobody holds it.
+// detach takes away the block device, if there is one and nobody holds it, for
+// good.
 func (c *Controller) detach(ctx context.Context, t target) error {
+	if err := c.unserve(ctx, t); err != nil {
+		return err
+	}
+	failpoint.Hit("detach: device removed")
+	if !t.info.Attached {
+		return nil
+	}
+	err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) { a.Attached = false })
+	return fromPool(fmt.Sprintf("volume %s", t), err)
+}
+
+// serveBack brings back the devices of attached volumes that unserve took.
+func (c *Controller) serveBack(ctx context.Context, targets ...target) error {
+	var errs []error
+	for _, t := range targets {
+		if !t.info.Attached || c.export(t) != nil {
+			continue
+		}
+		if _, err := c.serve(context.WithoutCancel(ctx), t, t.info.DeviceNumber, false); err != nil {
+			errs = append(errs, fmt.Errorf("and the device of volume %s could not be made again: %w", t, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unserve takes away the block device, if there is one and nobody holds it. The
+// volume stays marked as it is.
+func (c *Controller) unserve(ctx context.Context, t target) error {
 	e := c.export(t)
 	if e != nil && e.dev != nil {
 		if err := c.refuseHolders(ctx, unmountFirst, e); err != nil {
@@ -204,11 +247,7 @@ func (c *Controller) detach(ctx context.Context, t target) error {
 		}
 	}
 	c.setExport(t, nil)
-	if !t.info.Attached {
-		return nil
-	}
-	err := t.pool.SetVolume(ctx, t.uuid(), func(a *dmswap.VolumeAttrs) { a.Attached = false })
-	return fromPool(fmt.Sprintf("volume %s", t), err)
+	return nil
 }
 
 // refuseHolders returns an error that names everybody who holds one of the
