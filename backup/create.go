@@ -15,6 +15,7 @@ import (
 	"github.com/swapback/swapback/backup/internal/pack"
 	"github.com/swapback/swapback/backup/internal/store"
 	"github.com/swapback/swapback/backup/internal/table"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // maxParallel bounds workers, and with them memory.
@@ -74,6 +75,7 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 		return Backup{}, wrap(op, err)
 	}
 	defer c.close()
+	failpoint.Hit("backup: session begun")
 	if err := c.reuse.load(ctx, r, sources); err != nil {
 		return Backup{}, wrap(op, err)
 	}
@@ -265,6 +267,7 @@ func (c *creation) add(ctx context.Context, v *BackupVolume, w *pack.Writer, ref
 	if err != nil {
 		return ref, err
 	}
+	failpoint.Hit("backup: blob added")
 	c.reuse.add(ref)
 	n := int64(format.BlobHeaderSize + len(payload))
 	v.StoredBytes += n
@@ -279,6 +282,7 @@ func (c *creation) commit(ctx context.Context, b *Backup) error {
 			return err
 		}
 	}
+	failpoint.Hit("backup: packs durable")
 	if err := c.reuse.stillThere(ctx); err != nil {
 		return fmt.Errorf("a pack that chunks were taken from has gone: %w", err)
 	}
@@ -293,6 +297,7 @@ func (c *creation) commit(ctx context.Context, b *Backup) error {
 			continue
 		}
 		if err == nil {
+			failpoint.Hit("backup: manifest written")
 			c.log.Debug("manifest is written", "backup", b.ID)
 			return nil
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/swapback/swapback/backup/internal/codec"
 	"github.com/swapback/swapback/backup/internal/device"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // Restore brings a volume of a backup back onto a block device or file.
@@ -50,12 +51,14 @@ func (r *Repository) Restore(ctx context.Context, o RestoreOptions) (RestoreResu
 		return res, err
 	}
 
+	failpoint.Hit("restore: target open")
 	rs := &restoring{r: r, o: o, v: v, target: target, res: &res, backup: b.ID}
 	err = rs.write(ctx)
 	if err == nil && o.VerifyAfter {
 		at := time.Now()
 		err = rs.verify(ctx, log)
 		res.VerifySeconds = time.Since(at).Seconds()
+		failpoint.Hit("restore: verified")
 	}
 	res.Seconds = time.Since(start).Seconds()
 	if err == nil && len(res.Bad) > 0 {
@@ -139,6 +142,7 @@ func (rs *restoring) write(ctx context.Context) error {
 	if err := rs.target.Sync(); err != nil {
 		return rs.targetError("sync", err)
 	}
+	failpoint.Hit("restore: synced")
 	return nil
 }
 
@@ -155,6 +159,7 @@ func (rs *restoring) writeTask(ctx context.Context, w *taskWorker, t task) error
 		if err := rs.zero(ctx, t.off, t.n); err != nil {
 			return err
 		}
+		failpoint.Hit("restore: zeroes written")
 		rs.count(0, t.n, 0)
 		rs.t.zero.Add(t.n)
 		rs.t.done.Add(t.n)
@@ -181,6 +186,7 @@ func (rs *restoring) writeTask(ctx context.Context, w *taskWorker, t task) error
 			err = rs.targetError(fmt.Sprintf("write %d bytes at %d", end-off, t.off+off), err)
 		} else {
 			rs.count(end-off, 0, 0)
+			failpoint.Hit("restore: run written")
 		}
 		if err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // BackupOptions says what to back up.
@@ -56,6 +57,7 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 	if err != nil {
 		return b, fmt.Errorf("back up %s: %w", list(volumes), err)
 	}
+	failpoint.Hit("backup: snapshot open")
 	b, err = o.Repo.Create(ctx, sources(snap), backup.CreateOptions{
 		At: snap.Time, Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step,
 		Progress: o.Progress, Logger: o.Logger,
@@ -68,6 +70,7 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 		// the connection or the daemon.
 		log.Warn("snapshot of a backup is not gone yet", "volumes", list(volumes), "err", ferr)
 	}
+	failpoint.Hit("backup: snapshot ended")
 	if err != nil {
 		return backup.Backup{}, fmt.Errorf("back up %s: %w", list(volumes), err)
 	}
@@ -81,6 +84,7 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 			log.Warn("backup not recorded with its volume", "volume", full(s.Volume), "backup", b.ID, "err", err)
 		}
 	}
+	failpoint.Hit("backup: recorded")
 	return b, nil
 }
 

@@ -12,6 +12,9 @@ import (
 type RecoverOptions struct {
 	Service api.Service
 	Repo    *backup.Repository
+	// Locks keep others from the volumes and the spares while this recovery is
+	// under way; nil for none.
+	Locks *Locks
 	// Volumes of one pool. All of them are swapped in one commit, or none.
 	Volumes []string
 	// From is the backup: an id, a unique beginning of one, or "latest". Empty

@@ -389,20 +389,72 @@ func TestBusySwapIsTriedAgain(t *testing.T) {
 	}
 }
 
-// TestQuarantineFails: the volume is back by then, so it is a warning.
-func TestQuarantineFails(t *testing.T) {
+// TestDeathAfterTheSwap: whoever recovers dies before he has said what the failed
+// data is, and recovers again. The first failed data stays what it is.
+func TestDeathAfterTheSwap(t *testing.T) {
 	w := newWorld(t, 100, "db")
 	w.backup("db")
 	w.write("db", 66)
-	w.svc.Before = func(m, _ string) error {
-		return when(m == "Quarantine", &api.Error{Code: api.CodeInternal, Message: "boom"})
+	dead := false
+	w.svc.Before = func(string, string) error {
+		return when(dead, &api.Error{Code: api.CodeInternal, Message: "boom"})
 	}
-	res, err := w.recover(nil, "db")
-	if err != nil || res.Volumes[0].Quarantined || len(res.Warnings) != 1 {
+	w.svc.After = func(m, _ string) error {
+		dead = m == "Swap"
+		return nil
+	}
+	if res, err := w.recover(nil, "db"); err != nil || res.Volumes[0].Quarantined || len(res.Warnings) != 1 {
 		t.Fatalf("%+v %v", res, err)
 	}
-	says(t, res.Warnings[0], "boom", "swapback volume quarantine tank/db-spare")
+	w.svc.Before, w.svc.After = nil, nil
+	w.write("db", 67)
+	res, err := w.recover(nil, "db")
+	if err != nil || res.Volumes[0].Spare != "tank/db-spare-2" {
+		t.Errorf("%+v %v", res, err)
+	}
 	w.holds("db", 2)
+	w.holds("db-spare", 66)
+	w.holds("db-spare-2", 67)
+}
+
+// TestOneRecoveryAtATime: the second is refused with who does the first, and
+// what a process locked that is no more is free.
+func TestOneRecoveryAtATime(t *testing.T) {
+	w := newWorld(t, 100, "db", "log")
+	w.backup("db")
+	dir := t.TempDir()
+	locked := func(o *RecoverOptions) { o.Locks = NewLocks(dir, "the second") }
+	first := NewLocks(dir, "the first")
+	for _, name := range []string{"db", "db-spare"} {
+		if name == "db-spare" {
+			w.volume("db-spare")
+		}
+		v, err := w.svc.Volume(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release, err := first.Volume(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.recover(locked, "db")
+		if api.CodeOf(err) != api.CodeBusy {
+			t.Errorf("%s is locked: %v", name, err)
+		}
+		says(t, err.Error(), "volume tank/"+name+" is being worked on by the first (process ", "untouched")
+		release()
+	}
+	if _, err := w.recover(locked, "db"); err != nil {
+		t.Error(err)
+	}
+	v, err := w.svc.Volume(t.Context(), "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Volume(v); err != nil {
+		t.Errorf("the lock of a recovery that has ended: %v", err)
+	}
+	first.Release()
 }
 
 func TestIncoherentSwapIsTold(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // Recover brings volumes back to a backup. See the package documentation for
@@ -22,6 +23,9 @@ func Recover(ctx context.Context, o RecoverOptions) (RecoverResult, error) {
 	r := &recovery{o: o, log: logger(o.Logger)}
 	r.result.Started = time.Now()
 	err := r.run(ctx)
+	for _, f := range r.unlock {
+		f()
+	}
 	r.result.Seconds = time.Since(r.result.Started).Seconds()
 	return r.result, err
 }
@@ -71,6 +75,7 @@ type recovery struct {
 	images  []backup.BackupVolume
 	spares  []Spare // like volumes
 	created []api.Volume
+	unlock  []func()
 	result  RecoverResult
 }
 
@@ -109,8 +114,15 @@ func (r *recovery) leave() {
 
 // choose looks everything up and refuses what can't be done.
 func (r *recovery) choose(ctx context.Context) error {
-	var err error
-	if r.volumes, err = lookup(ctx, r.o.Service, r.o.Volumes); err != nil {
+	volumes, err := lookup(ctx, r.o.Service, r.o.Volumes)
+	if err != nil {
+		return err
+	}
+	if err := r.lock(volumes...); err != nil {
+		return err
+	}
+	// Seen again: whoever had the locks before may have swapped them.
+	if r.volumes, err = lookup(ctx, r.o.Service, ids(volumes)); err != nil {
 		return err
 	}
 	for _, v := range r.volumes {
@@ -130,7 +142,24 @@ func (r *recovery) choose(ctx context.Context) error {
 			Volume: full(r.volumes[i]), Spare: full(s.Volume), FailedPosition: r.volumes[i].Position.ID,
 		})
 	}
+	for _, s := range r.spares {
+		if s.Create {
+			continue
+		}
+		if err := r.lock(s.Volume); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// lock keeps others from volumes until the recovery has ended.
+func (r *recovery) lock(volumes ...api.Volume) error {
+	unlock, err := r.o.Locks.volumes(volumes)
+	if err == nil {
+		r.unlock = append(r.unlock, unlock)
+	}
+	return err
 }
 
 // checkVolume refuses a volume that could not be swapped in the end: a restore
@@ -212,6 +241,7 @@ func latestOfAll(ctx context.Context, repo *backup.Repository, volumes []api.Vol
 
 // restore brings the images onto the spares.
 func (r *recovery) restore(ctx context.Context) error {
+	failpoint.Hit("recover: chosen")
 	for i := range r.spares {
 		s := &r.spares[i]
 		if s.Create {
@@ -222,6 +252,10 @@ func (r *recovery) restore(ctx context.Context) error {
 			s.Volume = v
 			r.created = append(r.created, v)
 			r.result.Volumes[i].SpareCreated = true
+			failpoint.Hit("recover: spare created")
+			if err := r.lock(v); err != nil {
+				return err
+			}
 			r.log.Info("spare created", "volume", full(s.For), "spare", full(v))
 		}
 	}
@@ -237,6 +271,7 @@ func (r *recovery) restore(ctx context.Context) error {
 			return err
 		}
 	}
+	failpoint.Hit("recover: restored")
 	return nil
 }
 

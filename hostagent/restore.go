@@ -9,12 +9,15 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // RestoreOptions says what to bring back onto which volume.
 type RestoreOptions struct {
 	Service api.Service
 	Repo    *backup.Repository
+	// Locks keep others from the target; nil for none.
+	Locks *Locks
 	// Backup is an id, a unique beginning of one, or "latest".
 	Backup string
 	// Volume is the target, whose content is lost.
@@ -41,6 +44,11 @@ func Restore(ctx context.Context, o RestoreOptions) (backup.RestoreResult, error
 	if err != nil {
 		return none, fmt.Errorf("restore: %w", err)
 	}
+	unlock, err := o.Locks.Volume(target)
+	if err != nil {
+		return none, fmt.Errorf("restore onto volume %s: %w", full(target), err)
+	}
+	defer unlock()
 	b, err := o.Repo.Get(ctx, o.Backup)
 	if err != nil {
 		return none, fmt.Errorf("restore onto volume %s: %w", full(target), err)
@@ -66,6 +74,7 @@ func Restore(ctx context.Context, o RestoreOptions) (backup.RestoreResult, error
 			Remedy:  fmt.Sprintf("name a volume called %s…, or say that it may be overwritten", spareName(from.Name)),
 		}
 	}
+	failpoint.Hit("restore: target chosen")
 	attached := target.Device != ""
 	result, err := restoreOnto(ctx, &target, b, from, o)
 	if !attached && target.Device != "" {
@@ -88,6 +97,7 @@ func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from 
 			return none, fmt.Errorf("restore onto volume %s: %w", full(*target), err)
 		}
 		*target = v
+		failpoint.Hit("restore: target attached")
 	}
 	result, err := o.Repo.Restore(ctx, backup.RestoreOptions{
 		Backup: b.ID, Volume: imageName(b, from), Target: target.Device,
@@ -104,10 +114,12 @@ func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from 
 		}
 		return result, err
 	}
+	failpoint.Hit("restore: content back")
 	v, err := o.Service.SetDescendsFrom(ctx, target.UUID, api.DescendsRequest{Backup: b.ID, Generation: target.Position.Generation})
 	if err != nil {
 		return result, fmt.Errorf("restore backup %s onto volume %s: the content is back but not recorded: %w", b.ID, full(*target), err)
 	}
+	failpoint.Hit("restore: recorded")
 	*target = v
 	return result, nil
 }

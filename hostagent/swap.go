@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/failpoint"
 )
 
 // defaultAnswerWait is that of [RecoverOptions].
@@ -28,6 +29,7 @@ func (r *recovery) swap(ctx context.Context) error {
 		s := r.spares[i].Volume
 		req.Pairs = append(req.Pairs, api.SwapPair{
 			A: v.UUID, B: s.UUID, ExpectA: v.Position.Generation, ExpectB: s.Position.Generation,
+			Quarantine: r.label(full(v)),
 		})
 	}
 	var result api.SwapResult
@@ -36,6 +38,7 @@ func (r *recovery) swap(ctx context.Context) error {
 		result, err = r.o.Service.Swap(ctx, req)
 		return err
 	})
+	failpoint.Hit("recover: swap answered")
 	if err == nil {
 		r.result.Swap = result
 		if result.Warning != "" {
@@ -117,23 +120,31 @@ func answered(err error) bool {
 	return errors.As(err, &e) && e.Code != api.CodeUnavailable && e.Code != api.CodeBusy
 }
 
-// quarantine labels the failed data. The volumes are back by now, so what goes
-// wrong here is a warning.
+// label is what the failed data of a volume is known by.
+func (r *recovery) label(volume string) *api.Quarantine {
+	return &api.Quarantine{
+		Reason: r.reason(), Time: time.Now().UTC(), Volume: volume,
+		Job: r.o.Job, Step: r.o.Step, ExitCode: r.o.ExitCode, Backup: r.backup.ID,
+	}
+}
+
+// quarantine makes sure that the failed data bears its label: it came with the
+// swap. The volumes are back by now, so what goes wrong here is a warning.
 func (r *recovery) quarantine(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.o.AnswerWait)
 	defer cancel()
 	for i, s := range r.spares {
 		v := &r.result.Volumes[i]
-		req := api.QuarantineRequest{Quarantine: api.Quarantine{
-			Reason: r.reason(), Time: time.Now().UTC(), Volume: v.Volume,
-			Job: r.o.Job, Step: r.o.Step, ExitCode: r.o.ExitCode, Backup: r.backup.ID,
-		}}
+		req := api.QuarantineRequest{Quarantine: *r.label(v.Volume)}
 		var last error
 		err := poll(ctx, func() (bool, error) {
 			now, err := r.o.Service.Volume(ctx, s.Volume.UUID)
 			if err == nil {
 				if now.Position.ID != v.FailedPosition {
 					return true, errors.New("it does not show the failed data any more")
+				}
+				if now.Position.Quarantine != nil {
+					return true, nil
 				}
 				req.Generation = now.Position.Generation
 				_, err = r.o.Service.Quarantine(ctx, s.Volume.UUID, req)
@@ -149,6 +160,7 @@ func (r *recovery) quarantine(ctx context.Context) error {
 			continue
 		}
 		v.Quarantined = true
+		failpoint.Hit("recover: quarantined")
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/hostagent"
 	"github.com/swapback/swapback/hostagent/job"
 	"github.com/swapback/swapback/hostagent/printable"
 	"github.com/swapback/swapback/hostagent/runner"
@@ -29,7 +30,6 @@ Exit codes: 0 all steps done, with or without recoveries; 1 failed, and the
 const (
 	defaultState = "/var/lib/swapback"
 	defaultLogs  = "/var/log/swapback"
-	defaultRun   = "/run/swapback"
 )
 
 // app is what the commands share. One app runs one command line.
@@ -138,7 +138,11 @@ What failed is kept in quarantine.
 	f.StringVar(&a.socket, "socket", "", "unix socket of swapbackd ($"+api.SocketEnv+", default "+api.DefaultSocket+")")
 	f.StringVar(&a.stateDir, "state-dir", a.dir("STATE_DIRECTORY", defaultState)+"/jobs", "folder that keeps where each job stands")
 	f.StringVar(&a.logDir, "log-dir", a.dir("LOGS_DIRECTORY", defaultLogs), "folder for logs of jobs that name none")
-	f.StringVar(&a.runDir, "run-dir", defaultRun, "folder for locks, the same for all agents of the machine")
+	runDir := a.getenv(hostagent.RunDirEnv)
+	if runDir == "" {
+		runDir = hostagent.DefaultRunDir
+	}
+	f.StringVar(&a.runDir, "run-dir", runDir, "folder for locks, the same for all programs of the machine ($"+hostagent.RunDirEnv+")")
 	root.AddCommand(a.newRun(), a.newCheck(), a.newStatus(), a.newExample(), a.newVersion())
 	return root
 }

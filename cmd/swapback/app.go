@@ -14,6 +14,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/hostagent"
 	"github.com/swapback/swapback/hostagent/printable"
 )
 
@@ -86,6 +87,15 @@ func (a *app) repoLocation() (string, error) {
 		return "", usagef("no repository named").withRemedy("give --repo DIR or set " + RepoEnv)
 	}
 	return location, nil
+}
+
+// locks are what this command keeps the others of the machine from.
+func (a *app) locks(what string) *hostagent.Locks {
+	dir := a.getenv(hostagent.RunDirEnv)
+	if dir == "" {
+		dir = hostagent.DefaultRunDir
+	}
+	return hostagent.NewLocks(dir, "swapback "+what)
 }
 
 // logger returns where the libraries below write what is not a result: warnings

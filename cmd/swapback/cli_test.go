@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/hostagent"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -39,7 +40,7 @@ type cli struct {
 
 func newCLI(t *testing.T) *cli {
 	t.Helper()
-	c := &cli{t: t, svc: newFake(), env: map[string]string{}, clock: instant}
+	c := &cli{t: t, svc: newFake(), env: map[string]string{hostagent.RunDirEnv: t.TempDir()}, clock: instant}
 	// Not t.TempDir: the path of a socket is limited to 107 bytes.
 	dir, err := os.MkdirTemp("", "sb")
 	if err != nil {

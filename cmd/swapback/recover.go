@@ -87,7 +87,7 @@ func runRecover(ctx context.Context, a *app, o recoverOptions, names []string) e
 	defer c.Close()
 	p := a.newProgress()
 	result, err := hostagent.Recover(ctx, hostagent.RecoverOptions{
-		Service: c, Repo: repo, Volumes: names, From: o.from, Onto: onto,
+		Service: c, Repo: repo, Locks: a.locks("recover"), Volumes: names, From: o.from, Onto: onto,
 		Busy: o.busy, HoldFor: o.holdFor, AllowHolders: o.allowHolders,
 		VerifyAfter: o.verify, Reason: o.reason, Progress: p.update, Logger: a.logger(),
 	})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/hostagent"
 	"github.com/swapback/swapback/hostagent/job"
 	"github.com/swapback/swapback/hostagent/story"
@@ -69,6 +70,7 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 		Event: story.RecoveryStarted, Step: s.Name, Backup: r.res.Backup,
 		Text: fmt.Sprintf("putting %s back to the save point before step %s", strings.Join(s.Recover, ", "), r.job.Steps[r.saved].Name),
 	})
+	failpoint.Hit("job: recovery begun")
 	rec := Recovery{Step: s.Name}
 	// Without the daemon even an unmount would wait for ever: its devices hold
 	// their I/O until it is back.
@@ -89,10 +91,11 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 			return err
 		}
 	}
+	failpoint.Hit("job: unmounted")
 	rec.UnmountSeconds = time.Since(start).Seconds()
 	var err error
 	rec.RecoverResult, err = hostagent.Recover(ctx, hostagent.RecoverOptions{
-		Service: r.o.Service, Repo: r.repo, Volumes: uuids, From: r.res.Backup, Onto: r.spares(ctx, vols),
+		Service: r.o.Service, Repo: r.repo, Locks: r.locks, Volumes: uuids, From: r.res.Backup, Onto: r.spares(ctx, vols),
 		Reason: fmt.Sprintf("step %s of job %s: %s", s.Name, r.job.Name, end.why),
 		Job:    r.job.Name, Step: s.Name, ExitCode: end.code,
 		Phase: r.recoveryPhase, Logger: r.o.Logger,
@@ -100,6 +103,7 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("job: recovered")
 	for _, w := range rec.Warnings {
 		r.warn("%s", w)
 	}
@@ -113,6 +117,7 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 			return fmt.Errorf("the volumes are back at the save point, but: %w", err)
 		}
 	}
+	failpoint.Hit("job: mounted again")
 	rec.MountSeconds = time.Since(at).Seconds()
 	rec.WholeSeconds = time.Since(start).Seconds()
 	r.res.Recoveries = append(r.res.Recoveries, rec)
@@ -120,6 +125,7 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 	r.state.s.Recovery = nil
 	r.state.s.Recoveries++
 	r.saveState()
+	failpoint.Hit("job: recovery recorded")
 	r.story.Tell(story.Event{
 		Event: story.Recovered, Step: s.Name, Backup: r.res.Backup, Seconds: rec.WholeSeconds, Data: rec,
 		Text: fmt.Sprintf("recovered in %s; I/O was paused for %s", seconds(rec.WholeSeconds), seconds(rec.Swap.Pause)),

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/hostagent"
 	"github.com/swapback/swapback/hostagent/job"
 	"github.com/swapback/swapback/hostagent/step"
@@ -41,7 +41,7 @@ type run struct {
 	job   *job.Job
 	repo  *backup.Repository
 	vols  []*volume
-	locks locks
+	locks *hostagent.Locks
 	state stateFile
 	story *story.Story
 	res   Result
@@ -77,7 +77,8 @@ func Run(ctx context.Context, stop <-chan struct{}, o Options) (Result, error) {
 		}
 	}()
 	r.soft = soft
-	defer r.locks.release()
+	r.locks = hostagent.NewLocks(o.RunDir, "job "+o.Job.Name)
+	defer r.locks.Release()
 	if err := r.open(ctx); err != nil {
 		r.res.Outcome = err.Error()
 		return r.res, err
@@ -95,8 +96,7 @@ func (r *run) open(ctx context.Context) error {
 		}
 		return &RefusedError{r.job.Name, reasons, err}
 	}
-	lockDir := filepath.Join(r.o.RunDir, "locks")
-	if err := r.locks.take(lockDir, "job-"+r.job.Name, "job "+r.job.Name, r.job.Name); err != nil {
+	if err := r.locks.Job(r.job.Name); err != nil {
 		return refuse(err)
 	}
 	if err := r.lastRun(ctx); err != nil {
@@ -111,10 +111,11 @@ func (r *run) open(ctx context.Context) error {
 			continue // the check tells it
 		}
 		locked[v.UUID] = true
-		if err := r.locks.take(lockDir, "volume-"+v.UUID, "volume "+v.Pool+"/"+v.Name, r.job.Name); err != nil {
+		if _, err := r.locks.Volume(v); err != nil {
 			return refuse(err)
 		}
 	}
+	failpoint.Hit("job: locked")
 	p, err := prepare(ctx, r.o)
 	if err != nil {
 		return refuse(err)
@@ -175,6 +176,7 @@ func (r *run) begin() error {
 	if err := r.state.save(); err != nil {
 		return errors.Join(err, s.Close())
 	}
+	failpoint.Hit("job: begun")
 	var names []string
 	for _, v := range r.vols {
 		names = append(names, v.full())
@@ -193,6 +195,7 @@ func (r *run) all(ctx context.Context) (int, string) {
 			return ExitRefused, "the volumes could not be made ready and no step has run: " + err.Error()
 		}
 	}
+	failpoint.Hit("job: volumes ready")
 	for i := 0; i < len(r.job.Steps); {
 		s := r.job.Steps[i]
 		if r.stopping() {
@@ -279,6 +282,7 @@ func (r *run) warn(format string, args ...any) {
 func (r *run) end(ctx context.Context, code int, outcome string) Result {
 	if code == ExitDone {
 		r.phase(Ending, -1)
+		failpoint.Hit("job: steps done")
 		r.forget(ctx)
 	}
 	if !r.leaveAsIs {
@@ -288,6 +292,7 @@ func (r *run) end(ctx context.Context, code int, outcome string) Result {
 			}
 		}
 	}
+	failpoint.Hit("job: volumes put away")
 	if len(r.res.Recoveries) > 0 {
 		r.story.Tell(story.Event{Event: story.Durations, Text: r.durations()})
 	}
@@ -304,6 +309,7 @@ func (r *run) end(ctx context.Context, code int, outcome string) Result {
 	s := &r.state.s
 	s.Phase, s.ExitCode, s.Outcome, s.Process = Ended, &code, outcome, nil
 	r.saveState()
+	failpoint.Hit("job: ended")
 	if err := r.story.Close(); err != nil {
 		r.res.Warnings = append(r.res.Warnings, err.Error())
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/hostagent/job"
 	"github.com/swapback/swapback/hostagent/step"
 )
@@ -181,9 +182,11 @@ func (f *stateFile) save() error {
 	defer os.Remove(tmp.Name()) // fails when all went well: it has another name
 	_, err = tmp.Write(append(text, '\n'))
 	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	failpoint.Hit("state: new file written")
 	if err == nil {
 		err = os.Rename(tmp.Name(), f.path)
 	}
+	failpoint.Hit("state: replaced")
 	if err == nil {
 		err = syncDir(dir)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/hostagent"
 	"github.com/swapback/swapback/hostagent/step"
 	"github.com/swapback/swapback/hostagent/story"
@@ -38,6 +39,7 @@ func (r *run) savePoint(i int) error {
 		r.story.Tell(story.Event{Event: story.SavePointFailed, Step: s.Name, Seconds: took, Text: fmt.Sprintf("save point before step %s failed: %v", r.title(i), err)})
 		return err
 	}
+	failpoint.Hit("job: save point taken")
 	r.saved = i
 	r.res.Backup = b.ID
 	t := SavePointTime{Step: s.Name, Backup: b.ID, Bytes: b.Size(), Seconds: took}
@@ -47,6 +49,7 @@ func (r *run) savePoint(i int) error {
 	r.res.SavePoints = append(r.res.SavePoints, t)
 	r.state.s.Backup, r.state.s.BackupStep = b.ID, s.Name
 	r.saveState()
+	failpoint.Hit("job: save point recorded")
 	r.story.Tell(story.Event{
 		Event: story.SavePoint, Step: s.Name, Backup: b.ID, Seconds: took, Data: b,
 		Text: fmt.Sprintf("save point before step %s: backup %s, %s of data in %s", r.title(i), b.ID, bytesText(t.Data), seconds(took)),
@@ -85,9 +88,11 @@ func (r *run) step(i int) stepEnd {
 		Started: func(p step.Process) {
 			r.state.s.Process = &p
 			r.saveState()
+			failpoint.Hit("job: step started")
 		},
 	})
 	out.Close()
+	failpoint.Hit("job: step ended")
 	r.state.s.Process = nil
 	end := stepEnd{ok: err == nil && res.OK(), code: res.ExitCode, why: res.String(), stopped: res.Stopped}
 	var notStarted *step.StartError

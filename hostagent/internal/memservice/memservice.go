@@ -343,6 +343,10 @@ func (s *Service) swap(req api.SwapRequest) (api.SwapResult, error) {
 	for i := 0; i < len(list); i += 2 {
 		a, b := list[i], list[i+1]
 		a.Position, b.Position = b.Position, a.Position
+		if q := req.Pairs[i/2].Quarantine; q != nil {
+			label := *q
+			b.Position.Quarantine, b.ReadOnly = &label, true
+		}
 		a.Position.Generation++
 		b.Position.Generation++
 		if err := s.link(a); err != nil {

@@ -1,4 +1,4 @@
-package runner
+package hostagent
 
 import (
 	"os"
@@ -13,7 +13,10 @@ import (
 // TestLockNamesItsOwner: also one who has taken the lock and not said yet who he is.
 func TestLockNamesItsOwner(t *testing.T) {
 	dir := t.TempDir()
-	f, err := os.Create(filepath.Join(dir, "job-j.lock"))
+	if err := os.Mkdir(filepath.Join(dir, "locks"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, "locks/job-j.lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,8 +28,7 @@ func TestLockNamesItsOwner(t *testing.T) {
 		time.Sleep(30 * time.Millisecond)
 		_, _ = f.WriteString("job j (process 7)\n")
 	}()
-	var l locks
-	if err := l.take(dir, "job-j", "job j", "j"); err == nil || !strings.Contains(err.Error(), "worked on by job j (process 7)") {
+	if err := NewLocks(dir, "job j").Job("j"); err == nil || !strings.Contains(err.Error(), "worked on by job j (process 7)") {
 		t.Errorf("refused with %v", err)
 	}
 }
