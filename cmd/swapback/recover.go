@@ -33,7 +33,9 @@ from one backup, in one swap, or none does.
 Without --from it is the latest backup of the volumes. Without --onto a volume
 named VOLUME-spare that nobody holds is taken, else one is created. A volume
 that is named with --onto is written over. Unmount the volumes first: a volume
-that somebody holds is refused with everybody named.`,
+that somebody holds is refused with everybody named, and so is one that a job or
+another recovery is working on (locks are in $SWAPBACK_RUN_DIR, default
+/run/swapback).`,
 		Example: `  swapback recover db --repo /backups
   swapback recover db --from 20260301T120000 --onto db-spare
   swapback recover db log --onto db=spare1 --onto log=spare2 --reason "bad import"`,
