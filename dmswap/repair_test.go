@@ -66,7 +66,7 @@ func TestRepair(t *testing.T) {
 			delete(w.kernel.devices, dmUUID(p.uuid, a.UUID, ""))
 		}, "does not exist", "volume a: its device"},
 		"stray": {func(t *testing.T, p *Pool, w *world) {
-			if _, err := w.kernel.Create("swapback-tank-gone", dmUUID(p.uuid, newUUID(), suffixCOW)); err != nil {
+			if _, err := w.kernel.Create("swapback-tank-gone", dmUUID(p.uuid, NewUUID(), suffixCOW)); err != nil {
 				t.Fatal(err)
 			}
 		}, "belongs to no volume", "device swapback-tank-gone"},
@@ -129,7 +129,7 @@ func TestRepairLeavesTheRestAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stray, err := w.kernel.Create("swapback-tank-held", dmUUID(p.uuid, newUUID(), ""))
+	stray, err := w.kernel.Create("swapback-tank-held", dmUUID(p.uuid, NewUUID(), ""))
 	if err != nil {
 		t.Fatal(err)
 	}
