@@ -38,7 +38,9 @@ func (c *Controller) Quarantine(ctx context.Context, ref string, req api.Quarant
 	return c.refreshed(t)
 }
 
-// ReleaseQuarantine implements [api.Service].
+// ReleaseQuarantine implements [api.Service]. A device that was made while the
+// label was there is read-only for the driver too, for as long as it lives: it
+// is made anew, if nobody holds it.
 func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Volume, error) {
 	t, release, err := c.claimOne("releasing it", ref)
 	if err != nil {
@@ -48,12 +50,25 @@ func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Vol
 	if t.info.Position.Quarantine == nil {
 		return api.Volume{}, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is not in quarantine", t)}
 	}
+	e := c.export(t)
+	restart := e != nil && e.dev != nil && e.dev.Limits().ReadOnly && !t.info.ReadOnly
+	if restart {
+		if err := c.refuseHolders(ctx, "its device was made read-only and has to be made anew: unmount it first", e); err != nil {
+			return api.Volume{}, err
+		}
+	}
 	err = t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.Quarantine = nil })
 	if err != nil {
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not released", t), err)
 	}
 	failpoint.Hit("release: label removed")
-	if err := c.setReadOnly(t, t.info.ReadOnly, false); err != nil {
+	t.info.Position.Quarantine = nil
+	if restart {
+		err = c.restart(ctx, t, e)
+	} else {
+		err = c.setReadOnly(t, t.info.ReadOnly, false)
+	}
+	if err != nil {
 		return api.Volume{}, fmt.Errorf("volume %s is out of quarantine, but its device is still read-only (detach and attach it): %w", t, err)
 	}
 	failpoint.Hit("release: writable")
