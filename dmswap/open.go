@@ -89,7 +89,7 @@ func openPool(ctx context.Context, k kernel, members []openMember, log *slog.Log
 	name := ""
 	s := &store{}
 	for i, o := range members {
-		m := &member{path: o.path, label: o.label, newest: -1, labelErr: o.labelErr}
+		m := &member{device: o.device, path: o.path, label: o.label, newest: -1, labelErr: o.labelErr}
 		if o.disk == nil {
 			m.label, m.out = label{Index: i, Count: len(members)}, errMissing
 		} else {

@@ -40,14 +40,8 @@ func (p *Pool) returning(ctx context.Context, disks []string) (map[int]openMembe
 	}
 	found := map[int]openMember{}
 	for i, m := range p.store.members {
-		if d, ok := p.disks[i].(*blockDevice); m.out != nil && m.disk != nil && (ok || len(disks) == 0) {
-			o := openMember{disk: p.disks[i], label: m.label, labelErr: m.labelErr, path: m.path, size: p.sizes[i]}
-			if ok {
-				o.device = d.number
-			} else {
-				o.device = p.place().devices[i]
-			}
-			found[i] = o
+		if m.out != nil && m.disk != nil {
+			found[i] = openMember{p.disks[i], m.label, m.labelErr, m.device, m.path, p.sizes[i]}
 		}
 	}
 	for _, path := range disks {
@@ -101,7 +95,7 @@ func (p *Pool) openReturning(ctx context.Context, path string, found map[int]ope
 		d.Close()
 		return nil, err
 	}
-	return &openMember{d, l, labelErr, d.number, path, d.size}, nil
+	return &openMember{patient(d, path), l, labelErr, d.number, path, d.size}, nil
 }
 
 func (p *Pool) firstLabel() label {
@@ -169,7 +163,7 @@ func (p *Pool) claimOn(i int) (release func(), uuids []UUID, err error) {
 func (p *Pool) admit(i int, o openMember) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m := &member{disk: o.disk, path: o.path, label: o.label, newest: -1, labelErr: o.labelErr}
+	m := &member{disk: o.disk, device: o.device, path: o.path, label: o.label, newest: -1, labelErr: o.labelErr}
 	err := p.examine(m)
 	if err != nil {
 		closeNew(p, o)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/swapback/swapback/dmswap/dm"
 	"github.com/swapback/swapback/failpoint"
 )
 
@@ -32,9 +33,10 @@ type store struct {
 
 // member is a disk of a pool.
 type member struct {
-	disk  disk // nil when it is missing
-	path  string
-	label label
+	disk   disk      // nil when it is missing
+	device dm.Device // of the disk
+	path   string
+	label  label
 	// newest is the slot that holds the committed generation, or -1 when this
 	// member does not have it: then spare says which slot to write.
 	newest int
