@@ -23,16 +23,12 @@ const blockSize = 4096
 func TestBadSectors(t *testing.T) {
 	for _, path := range []string{"copy", "zero-copy", "batch"} {
 		t.Run(path, func(t *testing.T) {
+			if !hasPath(t, path) {
+				t.Skipf("this kernel has no %s (needs 6.16, batch 7.0)", path)
+			}
 			disks := newBadDisks(t, 2)
 			d := start(t, disks, "--data-path", path)
-			v := d.VolumeWith(api.CreateVolumeRequest{Name: "bad", Size: 4 * rig.MiB, Detached: true})
-			v, err := d.Client.Attach(t.Context(), "bad", api.AttachRequest{})
-			if needsNewer(err) {
-				t.Skipf("this kernel has no data path %s: %v", path, err)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			v := d.Volume("bad", 4*rig.MiB)
 			neighbour := volumeOn(t, d, v.Position.Segments[0].Stripes[0].Member, "near", 64*rig.MiB)
 			load := d.StartFio(neighbour.Name, rig.VerifyJob(neighbour.Device, "4m", "--offset_increment=16m"))
 			badSectors(t, d, disks, v)
@@ -42,8 +38,24 @@ func TestBadSectors(t *testing.T) {
 	}
 }
 
-func needsNewer(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "not supported by this kernel")
+// hasPath says whether the running kernel is new enough for a data path.
+func hasPath(t *testing.T, path string) bool {
+	t.Helper()
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	switch path {
+	case "zero-copy":
+		return major > 6 || major == 6 && minor >= 16
+	case "batch":
+		return major >= 7
+	}
+	return true
 }
 
 func badSectors(t *testing.T, d *rig.Daemon, disks []*badDisk, v api.Volume) {
