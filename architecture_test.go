@@ -26,7 +26,7 @@ var rooms = map[string][]string{
 	"volume":             {"api", "dmswap", "dmswap/dm", "failpoint", "ublk", "holders", "version"},
 	"dmswap":             {"dmswap/dm", "failpoint"},
 	"dmswap/dm":          {},
-	"ublk":               {"ublk/uring"},
+	"ublk":               {"failpoint", "ublk/uring"},
 	"ublk/examples":      {"ublk"},
 	"ublk/uring":         {},
 	"backup":             {"failpoint"},

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/failpoint"
 )
 
 // Device is a running block device served by this process. It belongs to the
@@ -218,6 +220,7 @@ func (d *Device) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("ublk: stopping device %d: waiting for its queues: %w", d.info.ID, ctx.Err())
 	}
+	failpoint.Hit("ublk: device stopped")
 	if err := d.ctl.delDev(ctx, d.info.ID); err != nil && !errors.Is(err, ErrNoDevice) {
 		return err
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/failpoint"
 )
 
 // Start adds a device, starts its queues and makes /dev/ublkbN appear. After an
@@ -120,6 +122,7 @@ func (d *Device) add(ctx context.Context, o Options) error {
 		}
 		return err
 	}
+	failpoint.Hit("ublk: device added")
 	d.info, err = info.info()
 	return err
 }

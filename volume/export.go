@@ -125,6 +125,12 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 		case errors.Is(err, ublk.ErrNoDevice):
 		case err != nil:
 			return nil, fmt.Errorf("ublk device %d: %w", wanted, err)
+		case info.Tag == opt.Tag && info.State == ublk.StateDead:
+			// The daemon died between adding and starting it, or between stopping and
+			// deleting: it has no disk, so nobody uses it.
+			if err := c.ublk.Delete(ctx, wanted); err != nil {
+				return nil, fmt.Errorf("ublk device %d, which was left half made: %w", wanted, err)
+			}
 		case info.Tag == opt.Tag:
 			adopt = true
 		case insist:
