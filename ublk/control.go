@@ -26,6 +26,9 @@ const DefaultCommandTimeout = 40 * time.Second
 // for again.
 const pollInterval = 10 * time.Millisecond
 
+// numberPatience bounds the wait for the number of a device that is gone.
+const numberPatience = 10 * time.Second
+
 const (
 	controlPath = "/dev/ublk-control"
 	classPath   = "/sys/class/ublk-char"
@@ -186,6 +189,29 @@ func (c *Control) addDev(ctx context.Context, d *devInfo) error {
 	}
 	*d = *(*devInfo)(unsafe.Pointer(&buf[0]))
 	return nil
+}
+
+// addNumber adds a device. A number outlives its device for a moment: the driver
+// frees it when the last reference is gone (ublk_cdev_rel in drivers/block/ublk_drv.c),
+// and nobody can look at the device any more by then. Only a number whose device
+// can be seen is taken.
+func (c *Control) addNumber(ctx context.Context, info *devInfo, id int) error {
+	deadline := time.Now().Add(numberPatience)
+	for {
+		err := c.addDev(ctx, info)
+		if !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		_, seen := c.Info(ctx, id)
+		if !errors.Is(seen, ErrNoDevice) || time.Now().After(deadline) {
+			return fmt.Errorf("ublk: number %d: %w (%w)", id, ErrExists, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("ublk: number %d: %w (%w)", id, ErrExists, ctx.Err())
+		case <-time.After(pollInterval):
+		}
+	}
 }
 
 func (c *Control) setParams(ctx context.Context, id int, p params) error {

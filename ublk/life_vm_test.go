@@ -383,3 +383,41 @@ func TestPartitionScanCanBeLeftOut(t *testing.T) {
 		t.Errorf("flags %v", d.Info().Flags)
 	}
 }
+
+// TestNumberIsFreeAfterStop makes a device of the same number again and again
+// while somebody else looks at it: a look keeps the number from being free for
+// a moment after the device is gone.
+func TestNumberIsFreeAfterStop(t *testing.T) {
+	checkClean(t)
+	looker, err := OpenControl(ControlOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer looker.Close()
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			default:
+				_, _ = looker.Info(context.Background(), 6)
+			}
+		}
+	}()
+	o := testOptions(Options{Queues: 1, Depth: 4})
+	o.ID = 6
+	b := memoryBackend(t, 1<<20)
+	for i := range 25 {
+		d, err := Start(t.Context(), b, o)
+		if err != nil {
+			t.Fatalf("device %d of the same number: %v", i+1, err)
+		}
+		if err := d.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(quit)
+	<-done
+}

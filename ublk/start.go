@@ -116,10 +116,7 @@ func (d *Device) add(ctx context.Context, o Options) error {
 	if o.ID >= 0 {
 		info.DevID = uint32(o.ID)
 	}
-	if err := d.ctl.addDev(ctx, &info); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("ublk: number %d: %w (%w)", o.ID, ErrExists, err)
-		}
+	if err := d.ctl.addNumber(ctx, &info, o.ID); err != nil {
 		return err
 	}
 	failpoint.Hit("ublk: device added")

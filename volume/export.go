@@ -63,7 +63,7 @@ func (c *Controller) serveAttached(ctx context.Context) {
 			case !v.Attached:
 			case there:
 				t.info.DeviceNumber = number
-				adopting.Go(func() { c.serveAgain(ctx, t) })
+				adopting.Go(func() { _ = c.serveAgain(ctx, t) }) // shown with the volume
 			default:
 				missing = append(missing, t)
 			}
@@ -71,7 +71,7 @@ func (c *Controller) serveAttached(ctx context.Context) {
 	}
 	adopting.Wait()
 	for _, t := range missing {
-		c.serveAgain(ctx, t)
+		_ = c.serveAgain(ctx, t)
 	}
 	failpoint.Hit("start: volumes served")
 	if err := c.removeOrphans(ctx); err != nil {
@@ -93,12 +93,14 @@ func (c *Controller) leftDevices(ctx context.Context) map[uint64]int {
 	return numbers
 }
 
-// serveAgain serves a volume after a restart, or notes why it can't.
-func (c *Controller) serveAgain(ctx context.Context, t target) {
-	if _, err := c.serve(ctx, t, t.info.DeviceNumber, false); err != nil {
+// serveAgain serves a volume that was served before, or notes why it can't.
+func (c *Controller) serveAgain(ctx context.Context, t target) error {
+	_, err := c.serve(ctx, t, t.info.DeviceNumber, false)
+	if err != nil {
 		c.log.Error("volume not served", "volume", t.String(), "err", err)
 		c.setExport(t, &export{name: t.String(), failed: err})
 	}
+	return err
 }
 
 // serve gives a volume its block device: it adopts the device that an earlier

@@ -165,7 +165,7 @@ func (c *Controller) serveRest(ctx context.Context, p *dmswap.Pool) {
 			continue // busy: whoever has it sees to it
 		}
 		if e := c.export(t); t.info.Attached && (e == nil || e.dev == nil) {
-			c.serveAgain(context.WithoutCancel(ctx), t)
+			_ = c.serveAgain(context.WithoutCancel(ctx), t) // shown with the volume
 		}
 		release()
 	}

@@ -227,7 +227,7 @@ func (c *Controller) serveBack(ctx context.Context, targets ...target) error {
 		if !t.info.Attached || c.export(t) != nil {
 			continue
 		}
-		if _, err := c.serve(context.WithoutCancel(ctx), t, t.info.DeviceNumber, false); err != nil {
+		if err := c.serveAgain(context.WithoutCancel(ctx), t); err != nil {
 			errs = append(errs, fmt.Errorf("and the device of volume %s could not be made again: %w", t, err))
 		}
 	}

@@ -55,7 +55,7 @@ func TestCrashDaemon(t *testing.T) {
 			return false
 		}
 		// A kernel grows a device or needs another one.
-		return point != "grow: device stopped" || !slices.Contains(features.UblkFeatures, "UPDATE_SIZE")
+		return point != "grow: device stopped" || !slices.Contains(features.UblkFeatures, "update-size")
 	})
 }
 

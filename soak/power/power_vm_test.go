@@ -59,20 +59,30 @@ func TestPowerCut(t *testing.T) {
 	t.Run("a disk that lies is seen", func(t *testing.T) { seesLies(t, j, log) })
 }
 
+// firstTrace is the first operation that changed what the pool shows after a
+// write with FUA was acknowledged, and the last such write before it.
+func firstTrace(t *testing.T, j *journal) (op *operation, write *record) {
+	for i := 1; i < len(j.ops); i++ {
+		if j.ops[i].after.text == j.ops[i-1].after.text {
+			continue // a snapshot leaves no trace
+		}
+		for _, r := range j.records {
+			if r.stream == 0 && !r.met && r.ack > 0 && r.ack < j.ops[i].begin {
+				write = r
+			}
+		}
+		if write != nil {
+			return &j.ops[i], write
+		}
+	}
+	t.Fatal("no operation that changed something came behind a write with FUA")
+	return nil, nil
+}
+
 // seesLies leaves out of the log what was acknowledged, as a disk does that
 // ignores FUA: the test has to find it missing.
 func seesLies(t *testing.T, j *journal, log *logwrites.Log) {
-	i := 1
-	for j.ops[i].after.text == j.ops[i-1].after.text {
-		i++ // a snapshot leaves no trace
-	}
-	op := j.ops[i]
-	var write *record
-	for _, r := range j.records {
-		if r.stream == 0 && !r.met && r.ack > 0 && r.ack < op.begin {
-			write = r // the last one with FUA
-		}
-	}
+	op, write := firstTrace(t, j)
 	for _, tt := range []struct {
 		name  string
 		event int
