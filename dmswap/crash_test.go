@@ -122,15 +122,69 @@ func fingerprint(p *Pool) string {
 // power cut does (what was not flushed is lost in part, devices are gone). The
 // pool has to open to the old world or to the new one, in perfect order.
 func TestEveryCrash(t *testing.T) {
-	base := populated(t)
-	for _, op := range operations {
+	crashAtEvery(t, populated(t), operations, wholeMachine(t))
+}
+
+// TestEveryCrashWithoutADisk is the same for swaps by which volumes on a dead
+// disk are replaced. When the disk is back, what they had is whole again.
+func TestEveryCrashWithoutADisk(t *testing.T) {
+	swaps := []operation{
+		{"of a pair", func(p *Pool) error { return swapNow(p, SwapPair{A: "a", B: "b"}) }},
+		{"with a label", func(p *Pool) error {
+			return swapNow(p, SwapPair{A: "a", B: "b", Quarantine: &Quarantine{Reason: "its disk died"}})
+		}},
+		{"of two pairs", func(p *Pool) error {
+			label := &Quarantine{Reason: "its disk died"}
+			return swapNow(p, SwapPair{A: "a", B: "b", Quarantine: label}, SwapPair{A: "s", B: "d", Quarantine: label})
+		}},
+		{"prepare and abort", func(p *Pool) error {
+			s, err := p.PrepareSwap(ctx, []SwapPair{{A: "a", B: "b"}})
+			if err != nil {
+				return err
+			}
+			return s.Abort(ctx)
+		}},
+	}
+	for dead := range 2 {
+		t.Run(fmt.Sprintf("member %d", dead), func(t *testing.T) {
+			crashAtEvery(t, populated(t), swaps, machine{
+				open: func(w *world) *Pool {
+					p, err := w.tryOpenOn(func(i int) bool { return i == dead })
+					if err != nil {
+						t.Fatal(err)
+					}
+					if a, _ := p.Volume("a"); a.Degraded == "" {
+						if b, _ := p.Volume("b"); b.Degraded == "" {
+							t.Fatal("neither a nor b is on the dead disk")
+						}
+					}
+					return p
+				},
+				check: mustCheckDegraded,
+			})
+		})
+	}
+}
+
+// machine is how a process opens the pool, and what a check of it must find.
+type machine struct {
+	open  func(w *world) *Pool
+	check func(t *testing.T, p *Pool)
+}
+
+func wholeMachine(t *testing.T) machine {
+	return machine{open: func(w *world) *Pool { return w.open(t) }, check: mustCheck}
+}
+
+func crashAtEvery(t *testing.T, base *world, ops []operation, m machine) {
+	for _, op := range ops {
 		t.Run(op.name, func(t *testing.T) {
-			before, after, effects := outcomes(t, base, op)
+			before, after, effects := outcomes(t, base, op, m)
 			seen := map[string]int{}
 			for n := 1; n <= effects; n++ {
 				for _, power := range []bool{false, true} {
 					w := base.clone()
-					p := w.open(t)
+					p := m.open(w)
 					w.effects, w.deadline = 0, n
 					_ = op.run(p)
 					if !w.dead {
@@ -144,8 +198,8 @@ func TestEveryCrash(t *testing.T) {
 						w.kernel.reboot()
 					}
 					w.reborn()
-					again := w.open(t)
-					mustCheck(t, again)
+					again := m.open(w)
+					m.check(t, again)
 					got := fingerprint(again)
 					switch got {
 					case before:
@@ -154,6 +208,13 @@ func TestEveryCrash(t *testing.T) {
 						seen["new"]++
 					default:
 						t.Errorf("killed before effect %d (power cut: %v):\n%sis neither\n%snor\n%s", n, power, got, before, after)
+					}
+					if again.Info().Degraded() {
+						whole := w.open(t)
+						mustCheck(t, whole)
+						if back := fingerprint(whole); back != got {
+							t.Errorf("killed before effect %d (power cut: %v):\n%sbut when the disk is back\n%s", n, power, got, back)
+						}
 					}
 					if t.Failed() {
 						t.FailNow()
@@ -169,10 +230,10 @@ func TestEveryCrash(t *testing.T) {
 
 // outcomes runs an operation to its end and returns the worlds before and
 // after, and how many effects it has.
-func outcomes(t *testing.T, base *world, op operation) (before, after string, effects int) {
+func outcomes(t *testing.T, base *world, op operation, m machine) (before, after string, effects int) {
 	t.Helper()
 	w := base.clone()
-	p := w.open(t)
+	p := m.open(w)
 	before = fingerprint(p)
 	w.effects = 0
 	if err := op.run(p); err != nil {
@@ -180,7 +241,7 @@ func outcomes(t *testing.T, base *world, op operation) (before, after string, ef
 	}
 	effects = w.effects
 	if p.state == nil {
-		mustCheck(t, p)
+		m.check(t, p)
 	}
 	return before, fingerprint(p), effects
 }
@@ -192,7 +253,7 @@ func TestEveryFailure(t *testing.T) {
 	base := populated(t)
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
-			before, after, effects := outcomes(t, base, op)
+			before, after, effects := outcomes(t, base, op, wholeMachine(t))
 			for n := 1; n <= effects; n++ {
 				w := base.clone()
 				p := w.open(t)

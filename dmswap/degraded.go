@@ -29,8 +29,8 @@ func (p *Pool) lacks(pos *positionRecord) string {
 	return ""
 }
 
-// mustBeWhole refuses volumes that are degraded: what a swap, a grow or a
-// snapshot makes of them could not be undone when the member is back.
+// mustBeWhole refuses volumes that are degraded: what a grow or a snapshot makes
+// of them could not be undone when the member is back.
 func (p *Pool) mustBeWhole(list []volumeRecord) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -40,6 +40,19 @@ func (p *Pool) mustBeWhole(list []volumeRecord) error {
 		}
 	}
 	return nil
+}
+
+// leaveOutDead commits once more what is committed, and tells whether that left
+// members out. A disk that died is noticed by a commit only; whoever finds it dead
+// in another way need not choose it again.
+func (p *Pool) leaveOutDead() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := len(p.store.present())
+	if err := p.commit(func(*metadata) error { return nil }); err != nil {
+		p.log.Error("looking for dead members", "err", err)
+	}
+	return len(p.store.present()) < before
 }
 
 // allocator finds the free extents on members that take part. The caller holds

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/swapback/swapback/dmswap/dm"
 )
 
@@ -393,4 +395,32 @@ func TestConcurrentUse(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// TestCreateBesideADeadDisk: a disk that has died since the last commit is the one
+// with most room, and nobody but the volume that is being made notices.
+func TestCreateBesideADeadDisk(t *testing.T) {
+	p, w := testPool(t, 16, 32)
+	w.fail = func(what string) error {
+		if strings.HasSuffix(what, " disk1") {
+			return unix.EIO
+		}
+		return nil
+	}
+	v := mustCreate(t, p, VolumeSpec{Name: "a", Size: 4 << 20})
+	if m := v.Position.Segments[0].Stripes[0].Member; m != 0 || !p.Info().Degraded() {
+		t.Errorf("created on member %d: %+v", m, p.Info())
+	}
+	// Only the extents are bad: that is for somebody to look at.
+	p, w = testPool(t, 16, 32)
+	w.fail = func(what string) error {
+		if what == "zero disk1" {
+			return unix.EIO
+		}
+		return nil
+	}
+	if _, err := p.CreateVolume(ctx, VolumeSpec{Name: "a", Size: 4 << 20}); !errors.Is(err, unix.EIO) || p.Info().Degraded() {
+		t.Errorf("created on bad extents: %v", err)
+	}
+	w.fail = nil
 }

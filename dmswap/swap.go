@@ -40,8 +40,10 @@ type side struct {
 // metadata after the swap: all that takes no pause.
 //
 // It refuses volumes that don't exist, are named twice, differ in size, are
-// busy, degraded, in quarantine, have a snapshot open or another generation than
-// expected. Whether somebody has a volume mounted is for the caller to know.
+// busy, in quarantine, have a snapshot open or another generation than expected.
+// Degraded ones it takes: a swap only changes names, and is how the name of
+// content that died with its disk shows a backup again. Whether somebody has a
+// volume mounted is for the caller to know.
 func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error) {
 	if len(pairs) == 0 {
 		return nil, errf(ErrInvalid, "name two volumes", "a swap of no volumes")
@@ -52,10 +54,6 @@ func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error)
 	}
 	list, release, err := p.claim("a swap", refs...)
 	if err != nil {
-		return nil, err
-	}
-	if err := p.mustBeWhole(list); err != nil {
-		release()
 		return nil, err
 	}
 	s := &Swap{pool: p, release: release}

@@ -53,6 +53,15 @@ func (spec *VolumeSpec) normalise(extentSize int64, members int) error {
 // before it is committed, so a volume is whole or not there. A pool that has
 // not enough free extents is [ErrNoSpace].
 func (p *Pool) CreateVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, error) {
+	for {
+		info, err := p.createVolume(ctx, spec)
+		if err == nil || !isDiskError(err) || !p.leaveOutDead() {
+			return info, err
+		}
+	}
+}
+
+func (p *Pool) createVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, error) {
 	if err := spec.normalise(p.place().extentSize, len(p.place().members)); err != nil {
 		return VolumeInfo{}, err
 	}

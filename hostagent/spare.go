@@ -175,9 +175,10 @@ func checkSpace(ctx context.Context, svc api.Service, create []Spare) error {
 	var names []string
 	for _, s := range create {
 		// A striped volume rounds up on every stripe.
-		stripes := max(int64(s.For.Position.Stripes), 1)
-		unit := pool.ExtentSize * stripes
-		need += (s.For.Size + unit - 1) / unit * stripes
+		stripes, _ := stripesOf(s.For)
+		stripes = max(stripes, 1)
+		unit := pool.ExtentSize * int64(stripes)
+		need += (s.For.Size + unit - 1) / unit * int64(stripes)
 		names = append(names, full(s.For))
 	}
 	if need <= pool.FreeExtents {
@@ -191,11 +192,20 @@ func checkSpace(ctx context.Context, svc api.Service, create []Spare) error {
 	}
 }
 
-// createSpare makes the volume that a spare stands for, with a block device,
-// laid out as the volume it is for.
+// createSpare makes the volume that a spare stands for, with a block device.
 func createSpare(ctx context.Context, svc api.Service, s Spare) (api.Volume, error) {
+	stripes, size := stripesOf(s.For)
 	return svc.CreateVolume(ctx, api.CreateVolumeRequest{
-		Pool: s.For.Pool, Name: s.Volume.Name, Size: s.For.Size,
-		Stripes: s.For.Position.Stripes, StripeSize: s.For.Position.StripeSize,
+		Pool: s.For.Pool, Name: s.Volume.Name, Size: s.For.Size, Stripes: stripes, StripeSize: size,
 	})
+}
+
+// stripesOf is the layout of a spare that is created: that of the volume it is
+// for, but linear when a disk of that one is dead. There may be too few others
+// for as many stripes.
+func stripesOf(v api.Volume) (stripes int, size int64) {
+	if v.Degraded {
+		return 0, 0
+	}
+	return v.Position.Stripes, v.Position.StripeSize
 }

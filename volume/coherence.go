@@ -32,7 +32,8 @@ func flushBuffers(f *os.File) error {
 }
 
 // CheckCoherent compares blocks of a block device read through the page cache
-// with the same blocks read past it.
+// with the same blocks read past it. A block that neither read gets, because its
+// disk is dead or bad there, is no difference.
 //
 // The process that serves the device must not do that itself, see
 // [Options.CheckCoherent].
@@ -77,20 +78,29 @@ func compareBlock(ctx context.Context, f, direct *os.File, off int64, cached, ra
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := f.ReadAt(cached, off); err != nil {
-			return fmt.Errorf("cached read of %s at byte %d: %w", f.Name(), off, err)
-		}
-		if _, err := direct.ReadAt(raw, off); err != nil {
-			return fmt.Errorf("direct read of %s at byte %d: %w", f.Name(), off, err)
-		}
-		if bytes.Equal(cached, raw) {
+		_, errCached := f.ReadAt(cached, off)
+		_, errRaw := direct.ReadAt(raw, off)
+		switch same := bytes.Equal(cached, raw); {
+		case unreadable(errCached) && unreadable(errRaw):
+			return nil // the page cache has no more than the disk
+		case errCached == nil && errRaw == nil && same:
 			return nil
-		}
-		if try == probeTries {
+		case try < probeTries:
+		case errCached != nil:
+			return fmt.Errorf("cached read of %s at byte %d: %w", f.Name(), off, errCached)
+		case errRaw != nil:
+			return fmt.Errorf("direct read of %s at byte %d: %w", f.Name(), off, errRaw)
+		default:
 			return fmt.Errorf("%s at byte %d: page cache and disk differ", f.Name(), off)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// unreadable tells the answer of a disk from that of a wrong question.
+func unreadable(err error) bool {
+	var errno unix.Errno
+	return errors.As(err, &errno) && errno != unix.EINVAL
 }
 
 // alignedBlock returns n bytes that begin at a multiple of n, as O_DIRECT asks.

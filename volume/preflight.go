@@ -18,7 +18,7 @@ import (
 func (s *swap) preflight(ctx context.Context) error {
 	defer s.phase(&s.result.Phases.Preflight)()
 	var paths []string
-	for _, t := range s.targets {
+	for i, t := range s.targets {
 		e := s.c.export(t)
 		if e == nil {
 			continue
@@ -30,6 +30,7 @@ func (s *swap) preflight(ctx context.Context) error {
 				Remedy:  "attach it, or detach it to swap it while nobody uses it",
 			}
 		}
+		s.served = append(s.served, i)
 		s.devices = append(s.devices, e.dev)
 		paths = append(paths, e.dev.Path())
 	}
@@ -47,12 +48,37 @@ func (s *swap) preflight(ctx context.Context) error {
 		e.Holders = apiHolders(s.held)
 		return e
 	}
-	for _, f := range s.guards {
+	return s.writeBack()
+}
+
+// writeBack empties the page cache of the devices. What can't be written is gone
+// from it as well: the kernel drops a dirty page whose write failed
+// (end_buffer_async_write in fs/buffer.c), so that it can't reach the other
+// position after the swap. For content that failed, or lies on a dead disk, that
+// is a warning; from other content nothing may be lost without an error.
+func (s *swap) writeBack() error {
+	for i, f := range s.guards {
+		t := s.targets[s.served[i]]
 		if err := flushBuffers(f); err != nil {
 			return fmt.Errorf("swap: %w", err)
 		}
+		// BLKFLSBUF tells of no errors, fsync does.
+		err := f.Sync()
+		switch {
+		case err == nil:
+		case t.info.Degraded != "" || s.failedContent(s.served[i]):
+			s.warn(fmt.Sprintf("what was written last to the content that %s gave away could not be written back and is lost: %v", t, err))
+		default:
+			return fmt.Errorf("swap refused: writing back what was written to %s: %w", t, err)
+		}
 	}
 	return nil
+}
+
+// failedContent tells whether a target's content is labelled by this swap as
+// what failed.
+func (s *swap) failedContent(target int) bool {
+	return target%2 == 0 && s.req.Pairs[target/2].Quarantine != nil
 }
 
 // udevPatience bounds the wait for udev, which opens a device for a moment

@@ -28,7 +28,8 @@ type swap struct {
 	c       *Controller
 	req     api.SwapRequest
 	targets []target       // A, B, A, B, …
-	devices []*ublk.Device // of the targets that are attached
+	served  []int          // indexes of the targets that are attached
+	devices []*ublk.Device // of those
 	guards  []*os.File     // exclusive opens of the devices, kept through the swap
 	held    []holders.Holder
 	before  []ublk.Stats
@@ -65,9 +66,6 @@ func (s *swap) run(ctx context.Context) error {
 	}
 	defer release()
 	s.targets = targets
-	if err := refuseDegraded("swap refused", targets...); err != nil {
-		return err
-	}
 	defer s.closeGuards()
 	failpoint.Hit("swap: claimed")
 	if err := s.preflight(ctx); err != nil {

@@ -174,6 +174,21 @@ func TestCompareBlockSeesADifference(t *testing.T) {
 	if err := compareBlock(t.Context(), a, same, 2*probeSize, x, y); err == nil {
 		t.Error("a read past the end was taken for equal")
 	}
+	// Page 0 is never mapped, and reading it is EIO, as from a dead disk.
+	dead, err := os.Open("/proc/self/mem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Close()
+	if err := compareBlock(t.Context(), dead, dead, 0, x, y); err != nil {
+		t.Errorf("a block that nobody can read: %v", err)
+	}
+	if err := compareBlock(t.Context(), a, dead, 0, x, y); !errors.Is(err, unix.EIO) {
+		t.Errorf("a block that only the page cache has: %v", err)
+	}
+	if err := compareBlock(t.Context(), dead, a, 0, x, y); !errors.Is(err, unix.EIO) {
+		t.Errorf("a block that only the disk has: %v", err)
+	}
 }
 
 func TestAlignedBlock(t *testing.T) {

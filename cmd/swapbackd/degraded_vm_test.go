@@ -121,9 +121,7 @@ func withoutDisk(t *testing.T, d *rig.Daemon, users []*os.File, good, bad string
 			t.Errorf("volume %s answers %v", bad, err)
 		}
 	}
-	d.CLI(5, []string{"degraded", "member 1"}, "swap", good, bad, "--allow-holders")
 	d.CLI(5, []string{"degraded", "member 1"}, "volume", "grow", bad, "--size", "20M")
-	d.CLI(5, []string{"degraded", "member 1"}, "swap", "wide", good, "--allow-holders")
 	for _, name := range []string{"new", "newer"} {
 		if m := member(t, d.Volume(name, 4*rig.MiB)); m != 0 {
 			t.Errorf("volume %s was made on member %d", name, m)

@@ -190,3 +190,31 @@ func TestDisksThatTakeOneDirection(t *testing.T) {
 	}
 	d.Check()
 }
+
+// TestSwapAfterAFailedWrite: what lies in the page cache of a volume and can't be
+// written is nobody's to lose without a word, nor to write to the other volume.
+func TestSwapAfterAFailedWrite(t *testing.T) {
+	disks := newBadDisks(t, 2)
+	d := start(t, disks)
+	a, b := volumeOn(t, d, 0, "a", 8*rig.MiB), volumeOn(t, d, 1, "b", 8*rig.MiB)
+	data := rig.RandomBytes(3, int(rig.MiB))
+	rig.WriteDevice(t, b.Device, 0, data)
+	f, err := os.OpenFile(a.Device, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	disks[0].Spoil(failing, disks[0].Extents())
+	if _, err := f.WriteAt(make([]byte, 1<<16), 0); err != nil {
+		t.Fatal(err)
+	}
+	out := d.CLI(1, []string{"swap refused", "writing back", "input/output error"}, "swap", a.Name, b.Name, "--allow-holders")
+	if now := d.Show(a.Name); now.Position.ID != a.Position.ID {
+		t.Errorf("swapped all the same: %s", out)
+	}
+	// Asked again he knows, and the page cache has nothing more.
+	d.CLI(0, []string{"page cache and disks agree"}, "swap", a.Name, b.Name, "--allow-holders")
+	if got := rig.ReadDevice(t, a.Device, 0, len(data)); !bytes.Equal(got, data) {
+		t.Errorf("byte %d of what is shown now was written over", rig.FirstDifference(got, data))
+	}
+}
