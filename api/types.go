@@ -87,7 +87,7 @@ type Volume struct {
 	UUID         string   `json:"uuid"`
 	Size         int64    `json:"size"`
 	State        string   `json:"state" enum:"detached,serving,busy,failed,degraded"`
-	Error        string   `json:"error,omitempty" doc:"why a failed volume is not served, or which member a degraded one lacks"`
+	Error        string   `json:"error,omitempty" doc:"why a failed volume is not served, which member a degraded one lacks, or why one that is served is not as it should be"`
 	Degraded     bool     `json:"degraded,omitempty" doc:"whether it has extents on a member that is missing or failed"`
 	Attached     bool     `json:"attached" doc:"whether the volume is served whenever the daemon runs"`
 	ReadOnly     bool     `json:"read_only"`

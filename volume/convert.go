@@ -42,6 +42,12 @@ func (c *Controller) describe(t target) api.Volume {
 		v.DataPath, v.UblkFlags = info.Flags.DataPath().String(), info.Flags.Names()
 		v.IO = describeIO(e.dev.Stats())
 	}
+	if e != nil && e.madeReadOnly(t) {
+		v.ReadOnly = true
+		if v.Error == "" && operation == "" { // else somebody is at it
+			v.Error = stillReadOnly
+		}
+	}
 	if t.info.Degraded != "" {
 		v.Degraded = true
 		if v.State == api.StateServing {

@@ -47,6 +47,9 @@ func (t target) blank() bool { return t.info.DeviceNumber < 0 && t.info.Position
 
 func (t target) tag() uint64 { return deviceTag(t.pool.Info().UUID, t.uuid()) }
 
+// readOnly tells whether nobody may write to the volume.
+func (t target) readOnly() bool { return t.info.ReadOnly || t.info.Position.Quarantine != nil }
+
 // serveAttached serves every volume that is marked attached, and removes ublk
 // devices that a dead daemon left for volumes that are gone. Devices that are
 // left are adopted all at once: each is a pause to somebody. Only then missing
@@ -107,7 +110,7 @@ func (c *Controller) serveAgain(ctx context.Context, t target) error {
 // daemon left or makes one. wanted is the device number, or -1 for any; with
 // insist another number than wanted is an error.
 func (c *Controller) serve(ctx context.Context, t target, wanted int, insist bool) (*export, error) {
-	readOnly := t.info.ReadOnly || t.info.Position.Quarantine != nil
+	readOnly := t.readOnly()
 	changed, err := c.changesOf(t)
 	if err != nil {
 		return nil, err
@@ -179,28 +182,38 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 			return nil, err
 		}
 		if err != nil {
-			c.log.Error("volume has grown, but its block device does not show it (detach and attach it)", "volume", t.String(), "err", err)
+			c.log.Error("volume has changed, but its block device does not show it (detach and attach it)", "volume", t.String(), "err", err)
 		}
 	}
 	c.log.Info("volume served", "volume", t.String(), "device", dev.Path(), "adopted", adopt, "read_only", readOnly)
 	return e, nil
 }
 
-// catchUp gives an adopted device the size that its volume has in the pool: the
-// daemon may have died between the one and the other.
+// catchUp gives an adopted device what its volume has in the pool, size and
+// leave to write: the daemon may have died between the one and the other.
 func (c *Controller) catchUp(ctx context.Context, t target, e *export) error {
 	size := uint64(t.info.Size)
-	switch {
-	case e.dev.Limits().Size == size:
-		return nil
-	case e.dev.Info().Flags.Has(ublk.UpdateSize):
-		return e.dev.Resize(ctx, size)
+	grown := e.dev.Limits().Size != size
+	if grown && e.dev.Info().Flags.Has(ublk.UpdateSize) {
+		if err := e.dev.Resize(ctx, size); err != nil {
+			return err
+		}
+		grown = false
 	}
-	// As in GrowVolume: nobody held it when it was grown.
+	if !grown && !e.madeReadOnly(t) {
+		return nil
+	}
+	// As in GrowVolume and ReleaseQuarantine: nobody held it then.
 	if err := c.refuseHolders(ctx, "unmount it first", e); err != nil {
 		return err
 	}
 	return c.restart(ctx, t, e)
+}
+
+// madeReadOnly tells whether the device was made read-only for a volume that can
+// be written to now. The driver's attribute can't be changed while it lives.
+func (e *export) madeReadOnly(t target) bool {
+	return e.dev != nil && e.dev.Limits().ReadOnly && !t.readOnly()
 }
 
 // finishServe makes the link and records how the volume is served.

@@ -50,8 +50,9 @@ func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Vol
 	if t.info.Position.Quarantine == nil {
 		return api.Volume{}, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is not in quarantine", t)}
 	}
-	e := c.export(t)
-	restart := e != nil && e.dev != nil && e.dev.Limits().ReadOnly && !t.info.ReadOnly
+	e, released := c.export(t), t
+	released.info.Position.Quarantine = nil
+	restart := e != nil && e.madeReadOnly(released)
 	if restart {
 		if err := c.refuseHolders(ctx, "its device was made read-only and has to be made anew: unmount it first", e); err != nil {
 			return api.Volume{}, err
@@ -62,11 +63,11 @@ func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Vol
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s not released", t), err)
 	}
 	failpoint.Hit("release: label removed")
-	t.info.Position.Quarantine = nil
+	t = released
 	if restart {
 		err = c.restart(ctx, t, e)
 	} else {
-		err = c.setReadOnly(t, t.info.ReadOnly, false)
+		err = c.setReadOnly(t, t.readOnly(), false)
 	}
 	if err != nil {
 		return api.Volume{}, fmt.Errorf("volume %s is out of quarantine, but its device is still read-only (detach and attach it): %w", t, err)

@@ -46,7 +46,7 @@ func (c *Controller) report(ctx context.Context, p *dmswap.Pool, r dmswap.Report
 		Pool: p.Info().Name, Checked: append([]string{}, r.Checked...), Problems: append([]string{}, r.Problems...),
 		Found: r.Found, Mended: r.Mended, Saved: r.Kept,
 	}
-	report.Checked = append(report.Checked, "every attached volume is served by a block device of its size")
+	report.Checked = append(report.Checked, "every attached volume is served by a block device of its size, writable if the volume is")
 	for _, v := range p.Volumes() {
 		if problem := c.checkExport(ctx, target{p, v}); problem != "" {
 			report.Problems = append(report.Problems, problem)
@@ -55,6 +55,9 @@ func (c *Controller) report(ctx context.Context, p *dmswap.Pool, r dmswap.Report
 	report.OK = len(report.Problems) == 0
 	return report
 }
+
+// stillReadOnly is what a volume says whose device was [export.madeReadOnly].
+const stillReadOnly = "it can be written to, but its block device was made read-only and somebody holds it (unmount it; then pool check --repair makes it anew)"
 
 // checkExport says what is wrong with a volume's block device, or "".
 func (c *Controller) checkExport(ctx context.Context, t target) string {
@@ -71,6 +74,9 @@ func (c *Controller) checkExport(ctx context.Context, t target) string {
 	}
 	if size := e.dev.Limits().Size; size != uint64(t.info.Size) {
 		return fmt.Sprintf("volume %s has %d bytes, its block device %s shows %d", t, t.info.Size, e.dev.Path(), size)
+	}
+	if e.madeReadOnly(t) && c.claimed(t.uuid()) == "" {
+		return fmt.Sprintf("volume %s: %s", t, stillReadOnly)
 	}
 	info, err := c.ublk.Info(ctx, e.dev.ID())
 	if err != nil {
@@ -157,15 +163,22 @@ func (c *Controller) openLate(ctx context.Context, ref string, found []dmswap.Fo
 	return p, nil
 }
 
-// serveRest serves the attached volumes of a pool that are not served yet.
+// serveRest serves the attached volumes of a pool that are not served yet, and
+// gives devices that were held what they lacked, see [Controller.catchUp].
 func (c *Controller) serveRest(ctx context.Context, p *dmswap.Pool) {
 	for _, v := range p.Volumes() {
 		t, release, err := c.claimOne("serving it again", v.UUID)
 		if err != nil {
 			continue // busy: whoever has it sees to it
 		}
-		if e := c.export(t); t.info.Attached && (e == nil || e.dev == nil) {
+		switch e := c.export(t); {
+		case !t.info.Attached:
+		case e == nil || e.dev == nil:
 			_ = c.serveAgain(context.WithoutCancel(ctx), t) // shown with the volume
+		case e.dev.Err() == nil:
+			if err := c.catchUp(context.WithoutCancel(ctx), t, e); err != nil {
+				c.log.Warn("block device not made anew", "volume", t.String(), "err", err)
+			}
 		}
 		release()
 	}

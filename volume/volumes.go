@@ -161,7 +161,7 @@ func (c *Controller) restart(ctx context.Context, t target, e *export) error {
 		return err
 	}
 	c.setExport(t, nil)
-	failpoint.Hit("grow: device stopped")
+	failpoint.Hit("restart: device stopped")
 	_, err := c.serve(ctx, t, e.dev.ID(), false)
 	return err
 }
