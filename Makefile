@@ -85,7 +85,7 @@ fuzz: ## every fuzz target for FUZZTIME (PKG=./backup/... RUN=regexp narrow it d
 # How long each test of soak/ is; without a number it is short, as in "make test".
 SOAK = SOAK_KILLS=$(or $(KILLS),200) SOAK_AGENT_KILLS=$(or $(AGENT_KILLS),50) SOAK_POINTS=$(or $(POINTS),3000) \
 	SOAK_CALLS=$(or $(CALLS),10000) SOAK_SWAPS=$(or $(SWAPS),10000) SOAK_VOLUMES=$(or $(VOLUMES),256) \
-	$(if $(SEED),SOAK_SEED=$(SEED))
+	SOAK_SEED=$(or $(SEED),$(shell date +%s))
 
 .PHONY: soak
 soak: build harness ## hours: soak/ in its long form, then fuzzing (KILLS, AGENT_KILLS, POINTS, CALLS, SWAPS, VOLUMES, SEED, FUZZTIME; PKG=./soak/storm)
