@@ -92,6 +92,25 @@ func (b *Backend) Path() string { return b.path }
 // Limits are those read when the backend was opened.
 func (b *Backend) Limits() Limits { return b.limits }
 
+// AlsoFor makes the limits such that a disk of any of these paths could be the
+// backend, too. It is for a backend that will come to lie on them while devices
+// are served from it, as a device-mapper device whose table has no disk yet. Call
+// it before the backend is used.
+func (b *Backend) AlsoFor(disks ...string) error {
+	for _, path := range disks {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return fmt.Errorf("ublk: limits of %s: %w", path, err)
+		}
+		l, err := sysfsLimits(sysfsOf(st.Rdev))
+		if err != nil {
+			return fmt.Errorf("ublk: limits of %s: %w", path, err)
+		}
+		b.limits = b.limits.both(l)
+	}
+	return b.limits.validate()
+}
+
 // Size asks for the present size in bytes: a device-mapper table or a file may
 // have grown since.
 func (b *Backend) Size() (uint64, error) {

@@ -105,13 +105,45 @@ func blockLimits(f *os.File) (Limits, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return Limits{}, err
 	}
-	dir := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-	l, err := sysfsLimits(dir)
+	l, err := sysfsLimits(sysfsOf(st.Rdev))
 	if err != nil {
 		return Limits{}, err
 	}
 	l.Size = size
 	return l, l.validate()
+}
+
+// sysfsOf is the sysfs directory of a block device.
+func sysfsOf(rdev uint64) string {
+	return fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(rdev), unix.Minor(rdev))
+}
+
+// both are limits that suit two backends, with the size and the access of the
+// first.
+func (l Limits) both(o Limits) Limits {
+	l.LogicalBlockSize = max(l.LogicalBlockSize, o.LogicalBlockSize)
+	l.PhysicalBlockSize = max(l.PhysicalBlockSize, o.PhysicalBlockSize)
+	l.MinIOSize = max(l.MinIOSize, o.MinIOSize)
+	l.OptimalIOSize = max(l.OptimalIOSize, o.OptimalIOSize)
+	l.Rotational = l.Rotational || o.Rotational
+	l.VolatileCache = l.VolatileCache || o.VolatileCache
+	l.MaxDiscard = min(l.MaxDiscard, o.MaxDiscard)
+	l.DiscardGranularity = max(l.DiscardGranularity, o.DiscardGranularity)
+	l.MaxWriteZeroes = min(l.MaxWriteZeroes, o.MaxWriteZeroes)
+	l.DMAAlignment |= o.DMAAlignment
+	l.VirtBoundary |= o.VirtBoundary
+	l.MaxSegments = smaller(l.MaxSegments, o.MaxSegments)
+	l.MaxSegmentSize = smaller(l.MaxSegmentSize, o.MaxSegmentSize)
+	l.MaxIOSize = smaller(l.MaxIOSize, o.MaxIOSize)
+	return l
+}
+
+// smaller is the smaller of two bounds, of which 0 is none.
+func smaller[T uint16 | uint32](a, b T) T {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
 }
 
 // sysfsLimits reads the queue directory of a block device, or of the disk that

@@ -165,3 +165,21 @@ func TestListIDs(t *testing.T) {
 		t.Errorf("no class: %v, want ErrNoDriver", err)
 	}
 }
+
+func TestLimitsForBoth(t *testing.T) {
+	none := Limits{Size: 1 << 20, LogicalBlockSize: 512, PhysicalBlockSize: 512, MaxDiscard: 1 << 40, MaxSegments: 128}
+	disk := Limits{
+		Size: 1 << 30, LogicalBlockSize: 4096, PhysicalBlockSize: 4096, VolatileCache: true, MaxDiscard: 1 << 20, DiscardGranularity: 4096,
+		DMAAlignment: 3, VirtBoundary: 4095, MaxSegments: 33, MaxSegmentSize: 65536, MaxIOSize: 1 << 17, ReadOnly: true,
+	}
+	want := disk
+	want.Size, want.ReadOnly = none.Size, false
+	if got := none.both(disk); got != want {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+	want.MaxWriteZeroes = 0
+	disk.MaxWriteZeroes = 1 << 20
+	if got := none.both(disk); got != want {
+		t.Errorf("zeroes: got %+v\nwant %+v", got, want)
+	}
+}

@@ -150,6 +150,15 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	if err != nil {
 		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
 	}
+	if t.info.Degraded != "" {
+		// Its device may have no disk below it now, whose limits are none at all: no
+		// cache that a flush has to empty, any block. A swap or the disk's return
+		// gives it one, and what is told to the kernel now stays.
+		if err := backend.AlsoFor(disksOf(t.pool)...); err != nil {
+			backend.Close()
+			return nil, fmt.Errorf("backend of volume %s: %w", t, err)
+		}
+	}
 	start := ublk.Start
 	if adopt {
 		start = ublk.Adopt
@@ -233,6 +242,16 @@ func (c *Controller) finishServe(ctx context.Context, t target, e *export) error
 		a.Attached, a.DeviceNumber, a.ReadOnly = true, e.dev.ID(), t.info.ReadOnly
 	})
 	return fromPool(fmt.Sprintf("volume %s", t), err)
+}
+
+// disksOf are the disks of the members that take part.
+func disksOf(p *dmswap.Pool) (paths []string) {
+	for _, m := range p.Info().Members {
+		if m.State == dmswap.MemberOK {
+			paths = append(paths, m.Path)
+		}
+	}
+	return paths
 }
 
 func (c *Controller) setExport(t target, e *export) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,7 @@ func TestRecoverFromDeadDisk(t *testing.T) {
 	d.Kill()
 	d.Run()
 	p.recovered()
+	p.afterReboot()
 
 	p.plug()
 	d.CLI(0, []string{"all of its 2 disks"}, "pool", "rejoin", "tank")
@@ -64,6 +66,12 @@ func newDeadDisk(t *testing.T) *deadDisk {
 	t.Helper()
 	p := &deadDisk{t: t, data: rig.RandomBytes(7, 3000000), late: rig.RandomBytes(8, 100000), blocks: rig.RandomBytes(9, int(4*rig.MiB))}
 	disks := []string{rig.Loop(t, 192*rig.MiB), rig.Loop(t, 192*rig.MiB)}
+	for _, disk := range disks {
+		// As many NVMe disks have it; what has no disk below it has 512.
+		if err := setLoopBlock(disk, 4096); err != nil {
+			t.Fatal(err)
+		}
+	}
 	path, pull, plug := link(t, disks[1], "disk1")
 	p.pull, p.plug = pull, plug
 	d := rig.StartWith(t, rig.Options{Disks: []string{disks[0], path}, Args: []string{"--wait-for-members", "1s"}})
@@ -90,6 +98,47 @@ func newDeadDisk(t *testing.T) *deadDisk {
 	d.CLI(0, nil, "repo", "init")
 	d.CLI(0, nil, "backup", "create", "db", "wide")
 	return p
+}
+
+// setLoopBlock sets the logical block size of a loop device (linux/loop.h).
+func setLoopBlock(path string, size int) error {
+	const loopSetBlockSize = 0x4c09
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.IoctlSetInt(int(f.Fd()), loopSetBlockSize, size)
+}
+
+// afterReboot makes the devices anew while the disk is away. Those without a disk
+// below them must suit one: a swap gives it to them.
+func (p *deadDisk) afterReboot() {
+	p.t.Helper()
+	d := p.d
+	d.Args = append(d.Args, "--on-exit=stop")
+	d.Kill()
+	d.Run()
+	d.Signal(syscall.SIGTERM)
+	rig.ExpectNoDevices(p.t)
+	d.Run()
+	p.recovered()
+	limit := func(volume, name string) string {
+		p.t.Helper()
+		text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(d.Show(volume).Device), "queue", name))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return strings.TrimSpace(string(text))
+	}
+	if got := limit("db", "logical_block_size") + " " + limit("db", "write_cache"); got != "4096 write back" {
+		p.t.Fatalf("the disks are not what the test needs: %s", got)
+	}
+	for _, name := range []string{"logical_block_size", "write_cache", "fua", "dma_alignment", "virt_boundary_mask"} {
+		if want, got := limit("db", name), limit("db-spare", name); got != want {
+			p.t.Errorf("%s of a device without a disk: %s, with one: %s", name, got, want)
+		}
+	}
 }
 
 // recovered looks at db, which is back, and at what is under its spare's name,
