@@ -3,6 +3,7 @@
 package crash
 
 import (
+	"hash/fnv"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,6 +20,19 @@ import (
 // it a point is crashed at in the first scenario that reaches it, and behind its
 // commit, which all of them have, each.
 var everywhere = os.Getenv("SOAK_CRASH") == "all"
+
+// leftOut says that a point is not crashed at here: on the oldest kernel every
+// second one is left out, unless all are asked for. They are the daemon's steps,
+// not the kernel's, and the newest kernel's machine crashes at each.
+func leftOut(t *testing.T, point string) bool {
+	t.Helper()
+	if everywhere || !rig.OldestKernel(t) {
+		return false
+	}
+	h := fnv.New32a()
+	h.Write([]byte(point))
+	return h.Sum32()%2 == 1
+}
 
 // program is the path of a program that knows failpoints.
 func program(t *testing.T, name string) string {
@@ -135,8 +149,11 @@ func (s *scenario) crashAll(b *bench, t *testing.T) {
 		case b.crashed[p] > 0 && p != "commit: published" && !everywhere:
 			continue
 		}
-		b.crashed[p]++
 		b.reached[p] = true
+		if leftOut(t, p) {
+			continue
+		}
+		b.crashed[p]++
 		t.Run(p, func(t *testing.T) { seen[s.crash(b, t, p, before, after)]++ })
 		if t.Failed() {
 			t.Fatalf("the world is not what the next point would begin with")

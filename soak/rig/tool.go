@@ -62,14 +62,20 @@ func Count(t *testing.T, variable string, short int) int {
 // is tried on the newest.
 func CountOn(t *testing.T, variable string, newest, oldest int) int {
 	t.Helper()
+	if OldestKernel(t) {
+		return Count(t, variable, oldest)
+	}
+	return Count(t, variable, newest)
+}
+
+// OldestKernel tells whether the test runs on a kernel before 7.
+func OldestKernel(t *testing.T) bool {
+	t.Helper()
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		t.Fatal(err)
 	}
-	if strings.HasPrefix(unix.ByteSliceToString(uts.Release[:]), "6.") {
-		return Count(t, variable, oldest)
-	}
-	return Count(t, variable, newest)
+	return strings.HasPrefix(unix.ByteSliceToString(uts.Release[:]), "6.")
 }
 
 // CLI runs the command line against the daemon and returns what it printed on
