@@ -63,8 +63,9 @@ demo: build harness ## the main job: damage, recovery, proof
 	@COLOR=$$(test -t 1 && test -z "$$NO_COLOR" && echo 1) $(HARNESS)/vm -again -env COLOR -- demo/run.sh
 
 .PHONY: test
-test: test-unit ## unit tests, then integration tests on both kernels at once
-	@$(MAKE) test-vm KERNEL="7.3 6.12"
+test: test-unit ## unit tests, then integration tests on both kernels
+	@$(MAKE) test-vm KERNEL=7.3
+	@$(MAKE) test-vm KERNEL=6.12
 
 .PHONY: test-unit
 test-unit: ## unit tests: no root, no kernel features (with -race where there is a C compiler)

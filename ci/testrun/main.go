@@ -32,7 +32,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	var o options
-	flag.StringVar(&o.kernel, "kernel", os.Getenv("KERNEL"), "kernel to run on; several, separated by spaces, run at the same time ($KERNEL)")
+	flag.StringVar(&o.kernel, "kernel", os.Getenv("KERNEL"), "kernel to run on ($KERNEL)")
 	flag.StringVar(&o.pkg, "pkg", os.Getenv("PKG"), "package pattern; empty for all ($PKG)")
 	flag.StringVar(&o.run, "run", os.Getenv("RUN"), "run only the tests that match ($RUN)")
 	flag.IntVar(&o.count, "count", 1, "run every test this often")

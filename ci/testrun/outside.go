@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // vmTags are the build tags of integration tests. With failpoint, what a test
@@ -81,7 +82,7 @@ func runOutside(ctx context.Context, o *options) error {
 	if len(m.Packages) == 0 {
 		return &failedError{1}
 	}
-	status, err := machines(ctx, o, dir, &m)
+	status, err := boot(ctx, o, dir, &m)
 	if err != nil {
 		return err
 	}
@@ -92,6 +93,57 @@ func runOutside(ctx context.Context, o *options) error {
 		return &failedError{status}
 	}
 	return nil
+}
+
+// boot runs the compiled tests in the machine. A failure of QEMU is no verdict
+// on what is tested, so it gets a second chance.
+func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error) {
+	list := filepath.Join(dir, "manifest.json")
+	data, err := json.Marshal(m)
+	if err != nil {
+		return 0, err
+	}
+	if err := os.WriteFile(list, data, 0o644); err != nil {
+		return 0, fmt.Errorf("write the list of tests: %w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, fmt.Errorf("find this program: %w", err)
+	}
+	// A copy of our own: a build while the machine runs would pull it away.
+	own := filepath.Join(dir, "testrun")
+	program, err := os.ReadFile(self)
+	if err == nil {
+		err = os.WriteFile(own, program, 0o755)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("copy this program: %w", err)
+	}
+	inside := []string{own, "-inside", list, "-count", fmt.Sprint(o.count), "-timeout", o.timeout.String()}
+	if o.verbose {
+		inside = append(inside, "-v")
+	}
+	for i, a := range inside {
+		inside[i] = quote(a)
+	}
+	vm := filepath.Join(filepath.Dir(self), "vm")
+	args := []string{"-again", "-kernel", o.kernel}
+	if os.Getenv("VM_TIMEOUT") == "" {
+		args = append(args, "-timeout", "1h") // each package has a limit of its own
+	}
+	cmd := exec.CommandContext(ctx, vm, append(args, "--", strings.Join(inside, " "))...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has a machine to end
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0, nil
+	case errors.As(err, &exit):
+		return exit.ExitCode(), nil
+	default:
+		return 0, fmt.Errorf("run the test machine: %w", err)
+	}
 }
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

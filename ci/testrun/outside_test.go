@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 )
 
@@ -43,19 +41,5 @@ func ExampleThree()          {}
 func TestQuote(t *testing.T) {
 	if got, want := quote(`a'b $c`), `'a'\''b $c'`; got != want {
 		t.Errorf("got %s, want %s", got, want)
-	}
-}
-
-func TestLabelled(t *testing.T) {
-	var b bytes.Buffer
-	l := &labelled{mu: new(sync.Mutex), to: &b, label: "6.12", began: make(chan struct{})}
-	for _, part := range []string{"one\ntw", "o\n", "\n", "cut off"} {
-		if n, err := l.Write([]byte(part)); n != len(part) || err != nil {
-			t.Fatal(n, err)
-		}
-	}
-	<-l.began
-	if want := "6.12  one\n6.12  two\n6.12  \n"; b.String() != want {
-		t.Errorf("got %q, want %q", b.String(), want)
 	}
 }
