@@ -57,9 +57,8 @@ func Count(t *testing.T, variable string, short int) int {
 	return n
 }
 
-// CountOn is [Count] with a smaller number for the oldest kernel, so that both
-// machines of "make test" are done at about the same time: what needs many tries
-// is tried on the newest.
+// CountOn is [Count] with a smaller number for the oldest kernel: what needs many
+// tries is tried on the newest, and both fit into one run of "make test".
 func CountOn(t *testing.T, variable string, newest, oldest int) int {
 	t.Helper()
 	if OldestKernel(t) {
