@@ -38,6 +38,9 @@ func TestExplain(t *testing.T) {
 		{"step runs on", func(s *State) { p := step.Self(); s.Process = &p }, Stepping, []string{"still running, as process"}},
 		{"no save point", func(s *State) { s.Backup = "" }, Stepping, []string{"no save point was taken"}},
 		{"ending", nil, Ending, []string{"all steps were done"}},
+		{"recovery at its beginning", nil, Recovering, []string{"tank/db shows the failed data", "swapback recover tank/db --from B1"}},
+		{"recovery without spares yet", func(s *State) { s.Recovery = &RecoveryState{Phase: "choose"} }, Recovering,
+			[]string{"recovery, choose after step 2/3 two", "tank/db shows the failed data"}},
 		{"recovery without a daemon", func(s *State) {
 			s.Recovery = &RecoveryState{Phase: "swap", Pairs: []RecoveryPair{{Volume: "tank/db", Spare: "tank/db-spare", FailedPosition: "P9"}}}
 		}, Recovering, []string{"recovery, swap after step 2/3 two", "either all", "P9 is the failed data", "no daemon to ask"}},

@@ -29,8 +29,8 @@ func Explain(ctx context.Context, svc api.Service, s *State) []string {
 		lines = append(lines, fmt.Sprintf("the step is still running, as process %d", s.Process.PID))
 	}
 	lines = append(lines, s.meaning()...)
-	if s.Phase == Recovering && s.Recovery != nil {
-		lines = append(lines, positions(ctx, svc, s.Recovery)...)
+	if s.Phase == Recovering {
+		lines = append(lines, s.contents(ctx, svc)...)
 	}
 	for _, v := range s.Volumes {
 		if v.Mount != "" {
@@ -96,6 +96,20 @@ func (s *State) meaning() []string {
 		return []string{"all steps were done; the volumes hold their work"}
 	}
 	return nil
+}
+
+// contents says which of the two contents each volume shows after a recovery
+// that died.
+func (s *State) contents(ctx context.Context, svc api.Service) []string {
+	if s.Recovery != nil && len(s.Recovery.Pairs) > 0 {
+		return positions(ctx, svc, s.Recovery)
+	}
+	// The pairs are recorded before anything is restored.
+	var lines []string
+	for _, v := range s.Volumes {
+		lines = append(lines, v.Name+" shows the failed data: the recovery had changed nothing yet")
+	}
+	return lines
 }
 
 // positions asks the daemon which of the two contents each volume shows.

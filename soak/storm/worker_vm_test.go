@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,13 +91,22 @@ func (w *worker) do(m moment, op func(context.Context) error) error {
 	case err == nil:
 		w.storm.typical.add(m, time.Since(u.began))
 		return nil
-	case code(err) == api.CodeUnavailable:
+	case unreached(err):
 		return errAway
+	case code(err) == api.CodeUnavailable:
+		w.cut = u
+		return errCut
 	case code(err) != "":
 		return fmt.Errorf("%s: refused: %w", m, err)
 	}
 	w.cut = u
 	return errCut
+}
+
+// unreached says that no daemon has heard of the operation. One that went away
+// before it answered has the same code, and may have done it.
+func unreached(err error) bool {
+	return code(err) == api.CodeUnavailable && strings.HasPrefix(err.Error(), "no swapbackd at")
 }
 
 // code is that of an answer of the API, "" when it is none.
