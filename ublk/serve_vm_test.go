@@ -376,7 +376,11 @@ func noLockUnderLoad(t *testing.T, way DataPath) {
 	underLoad(t, way, func(load func() uint64) {
 		before := queueWaits(t)
 		served := load()
-		if waits := queueWaits(t) - before; waits != 0 {
+		// One wait in 5,000 requests was seen on a machine with four others on its two
+		// processors; a lock or a channel on the way of requests makes hundreds.
+		waits := queueWaits(t) - before
+		t.Logf("queues waited %d times during %d requests", waits, served)
+		if waits > int64(served/500) {
 			t.Errorf("queues waited %d times during %d requests", waits, served)
 		}
 	})

@@ -198,6 +198,7 @@ func (c *Controller) openPool(ctx context.Context, f dmswap.FoundPool) error {
 // kernel already is not waited for: its applications are waiting for us.
 func (c *Controller) scanPools(ctx context.Context) ([]dmswap.FoundPool, error) {
 	const pause = 250 * time.Millisecond
+	said := ""
 	for start := time.Now(); ; {
 		found, err := dmswap.Scan(ctx, dmswap.ScanOptions{Disks: c.opt.Disks, SkipBad: true, Logger: c.log})
 		if err != nil {
@@ -212,7 +213,10 @@ func (c *Controller) scanPools(ctx context.Context) ([]dmswap.FoundPool, error) 
 		if late == "" || time.Since(start) >= c.opt.WaitForMembers {
 			return found, nil
 		}
-		c.log.Warn("waiting for a member", "why", late, "up_to", c.opt.WaitForMembers)
+		if late != said {
+			c.log.Warn("waiting for a member", "why", late, "up_to", c.opt.WaitForMembers)
+			said = late
+		}
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
