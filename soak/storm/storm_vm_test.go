@@ -154,9 +154,15 @@ func (s *storm) stop() {
 
 // next draws the kind of moment that has been aimed at least so far.
 func (s *storm) next() moment {
-	least := slices.MinFunc(moments, func(a, b moment) int { return s.aimed[a] - s.aimed[b] })
+	possible := moments
+	if rig.OldestKernel(s.t) {
+		// Killed between START_USER_RECOVERY and its fetches, the next one's
+		// START_USER_RECOVERY makes ublk_queue_reinit of 6.12 follow a NULL pointer.
+		possible = slices.DeleteFunc(slices.Clone(moments), func(m moment) bool { return m == starting })
+	}
+	least := slices.MinFunc(possible, func(a, b moment) int { return s.aimed[a] - s.aimed[b] })
 	var choice []moment
-	for _, m := range moments {
+	for _, m := range possible {
 		if s.aimed[m] == s.aimed[least] {
 			choice = append(choice, m)
 		}
