@@ -6,6 +6,7 @@ import (
 	"context"
 	"flag"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/swapback/swapback/api"
@@ -69,7 +70,10 @@ func (b *bench) crashStart(t *testing.T) {
 			if !everywhere && j%len(left) != i {
 				continue
 			}
-			if leftOut(t, p) {
+			// On 6.12 a death while devices are adopted crashes the kernel at the next
+			// adoption; see the limits in docs/safety.md.
+			adopting := rig.OldestKernel(t) && strings.HasPrefix(p, "serve: ")
+			if adopting || leftOut(t, p) {
 				b.reached[p] = true
 				continue
 			}
