@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/soak/rig"
@@ -317,6 +318,14 @@ func (j *snapshotter) settle(w *worker, _ moment) error {
 	v, err := w.volume(j.name)
 	if err != nil {
 		return err
+	}
+	// A round of this daemon may just have ended: its snapshot goes a while after
+	// the connection that held it. One that was left behind never does.
+	for try := 0; v.Snapshot && try < 500; try++ {
+		time.Sleep(10 * time.Millisecond)
+		if v, err = w.volume(j.name); err != nil {
+			return err
+		}
 	}
 	if v.Snapshot {
 		return fmt.Errorf("volume %s still has a snapshot", j.name)
