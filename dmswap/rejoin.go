@@ -148,9 +148,7 @@ func (p *Pool) rejoin(ctx context.Context, i int, o openMember) (err error) {
 func (p *Pool) claimOn(i int) (release func(), uuids []UUID, err error) {
 	p.mu.Lock()
 	for _, v := range p.meta.Volumes {
-		if slices.ContainsFunc(p.meta.position(v.Position).Segments, func(s Segment) bool {
-			return slices.ContainsFunc(s.Stripes, func(st SegmentStripe) bool { return st.Member == i })
-		}) {
+		if liesOn(p.meta.position(v.Position).Segments, i) {
 			uuids = append(uuids, v.UUID)
 		}
 	}

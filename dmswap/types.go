@@ -79,6 +79,15 @@ type Position struct {
 	Quarantine   *Quarantine
 }
 
+// LiesOn tells whether extents of the position are on a member.
+func (p *Position) LiesOn(member int) bool { return liesOn(p.Segments, member) }
+
+func liesOn(list []Segment, member int) bool {
+	return slices.ContainsFunc(list, func(s Segment) bool {
+		return slices.ContainsFunc(s.Stripes, func(t SegmentStripe) bool { return t.Member == member })
+	})
+}
+
 // Segment is a run of extents of a position, in the order of the volume.
 type Segment struct {
 	Extents int64 // on each stripe

@@ -98,13 +98,9 @@ func (b *Backend) Limits() Limits { return b.limits }
 // it before the backend is used.
 func (b *Backend) AlsoFor(disks ...string) error {
 	for _, path := range disks {
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			return fmt.Errorf("ublk: limits of %s: %w", path, err)
-		}
-		l, err := sysfsLimits(sysfsOf(st.Rdev))
+		l, err := limitsOfPath(path)
 		if err != nil {
-			return fmt.Errorf("ublk: limits of %s: %w", path, err)
+			return err
 		}
 		b.limits = b.limits.both(l)
 	}

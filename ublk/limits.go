@@ -138,6 +138,35 @@ func (l Limits) both(o Limits) Limits {
 	return l
 }
 
+// Suit tells whether what a device with these limits is asked for can be done by
+// the disk at a path: the error names what the disk needs and the device does
+// not tell its clients. Larger requests are no matter, the server cuts them.
+func (l Limits) Suit(disk string) error {
+	o, err := limitsOfPath(disk)
+	switch {
+	case err != nil:
+		return err
+	case o.LogicalBlockSize > l.LogicalBlockSize:
+		return fmt.Errorf("disk %s has blocks of %d bytes, the device has blocks of %d", disk, o.LogicalBlockSize, l.LogicalBlockSize)
+	case o.VolatileCache && !l.VolatileCache:
+		return fmt.Errorf("disk %s has a volatile write cache, and the device says that it needs no flush", disk)
+	}
+	return nil
+}
+
+// limitsOfPath reads the limits of a disk without opening it.
+func limitsOfPath(path string) (Limits, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return Limits{}, fmt.Errorf("ublk: limits of %s: %w", path, err)
+	}
+	l, err := sysfsLimits(sysfsOf(st.Rdev))
+	if err != nil {
+		return Limits{}, fmt.Errorf("ublk: limits of %s: %w", path, err)
+	}
+	return l, nil
+}
+
 // smaller is the smaller of two bounds, of which 0 is none.
 func smaller[T uint16 | uint32](a, b T) T {
 	if a == 0 || b == 0 {

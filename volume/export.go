@@ -150,14 +150,12 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	if err != nil {
 		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
 	}
-	if t.info.Degraded != "" {
-		// Its device may have no disk below it now, whose limits are none at all: no
-		// cache that a flush has to empty, any block. A swap or the disk's return
-		// gives it one, and what is told to the kernel now stays.
-		if err := backend.AlsoFor(disksOf(t.pool)...); err != nil {
-			backend.Close()
-			return nil, fmt.Errorf("backend of volume %s: %w", t, err)
-		}
+	// What is told to the kernel now stays, and the next swap may give the volume
+	// an extent of any member: one with larger blocks, or with a cache that a flush
+	// has to empty. A degraded volume may have no disk below it at all.
+	if err := backend.AlsoFor(disksOf(t.pool, nil)...); err != nil {
+		backend.Close()
+		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
 	}
 	start := ublk.Start
 	if adopt {
@@ -199,7 +197,8 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 }
 
 // catchUp gives an adopted device what its volume has in the pool, size and
-// leave to write: the daemon may have died between the one and the other.
+// leave to write: the daemon may have died between the one and the other. It
+// makes one anew, too, that was made while a disk was away that needs more.
 func (c *Controller) catchUp(ctx context.Context, t target, e *export) error {
 	size := uint64(t.info.Size)
 	grown := e.dev.Limits().Size != size
@@ -209,7 +208,11 @@ func (c *Controller) catchUp(ctx context.Context, t target, e *export) error {
 		}
 		grown = false
 	}
-	if !grown && !e.madeReadOnly(t) {
+	unsuited := e.unsuited(t)
+	if unsuited != nil {
+		c.log.Warn("the block device does not suit its disks", "volume", t.String(), "err", unsuited)
+	}
+	if !grown && !e.madeReadOnly(t) && unsuited == nil {
 		return nil
 	}
 	// As in GrowVolume and ReleaseQuarantine: nobody held it then.
@@ -223,6 +226,17 @@ func (c *Controller) catchUp(ctx context.Context, t target, e *export) error {
 // be written to now. The driver's attribute can't be changed while it lives.
 func (e *export) madeReadOnly(t target) bool {
 	return e.dev != nil && e.dev.Limits().ReadOnly && !t.readOnly()
+}
+
+// unsuited says what a disk of the volume needs that its device has not told its
+// users, as when the disk was away while the device was made, or is nil.
+func (e *export) unsuited(t target) error {
+	for _, disk := range disksOf(t.pool, &t.info.Position) {
+		if err := e.dev.Limits().Suit(disk); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // finishServe makes the link and records how the volume is served.
@@ -244,10 +258,14 @@ func (c *Controller) finishServe(ctx context.Context, t target, e *export) error
 	return fromPool(fmt.Sprintf("volume %s", t), err)
 }
 
-// disksOf are the disks of the members that take part.
-func disksOf(p *dmswap.Pool) (paths []string) {
+// disksOf are the disks of the members that take part, of those that a position
+// lies on unless it is nil. One that was pulled and not yet missed is none.
+func disksOf(p *dmswap.Pool, under *dmswap.Position) (paths []string) {
 	for _, m := range p.Info().Members {
-		if m.State == dmswap.MemberOK {
+		if m.State != dmswap.MemberOK || under != nil && !under.LiesOn(m.Index) {
+			continue
+		}
+		if _, err := os.Stat(m.Path); err == nil {
 			paths = append(paths, m.Path)
 		}
 	}

@@ -37,6 +37,9 @@ func (s *swap) preflight(ctx context.Context) error {
 	if len(paths) == 0 {
 		return nil
 	}
+	if err := s.suited(); err != nil {
+		return err
+	}
 	if err := s.findHolders(ctx, paths); err != nil {
 		return err
 	}
@@ -49,6 +52,23 @@ func (s *swap) preflight(ctx context.Context) error {
 		return e
 	}
 	return s.writeBack()
+}
+
+// suited makes sure that each device has told its users what the disks need that
+// it is about to get. A device from before a disk was known, or changed its
+// cache, has not: without flushes what they wrote would not be safe.
+func (s *swap) suited() error {
+	for _, i := range s.served {
+		t, gets := s.targets[i], s.targets[i^1]
+		if err := s.c.export(t).unsuited(gets); err != nil {
+			return &api.Error{
+				Code:    api.CodeInvalid,
+				Message: fmt.Sprintf("swap refused: the device of %s is not made for what %s lies on: %v", t, gets, err),
+				Remedy:  fmt.Sprintf("detach %s and attach it: its new device will be", t),
+			}
+		}
+	}
+	return nil
 }
 
 // writeBack empties the page cache of the devices. What can't be written is gone
