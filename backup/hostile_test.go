@@ -9,17 +9,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
-	"runtime/metrics"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/swapback/swapback/backup/internal/format"
 	"github.com/swapback/swapback/backup/internal/pack"
+	"github.com/swapback/swapback/soak/heap"
 )
 
 // hostile is a repository in a folder with one good backup, which a test then
@@ -241,31 +239,6 @@ func (h *hostile) use(ctx context.Context) string {
 	return strings.Join(said, "\n")
 }
 
-// peak runs f and returns the most that lay on the heap meanwhile.
-func peak(f func()) uint64 {
-	runtime.GC()
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	done, top := make(chan struct{}), make(chan uint64)
-	go func() {
-		var most uint64
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for {
-			metrics.Read(sample)
-			most = max(most, sample[0].Value.Uint64())
-			select {
-			case <-tick.C:
-			case <-done:
-				top <- most
-				return
-			}
-		}
-	}()
-	f()
-	close(done)
-	return <-top
-}
-
 // outside lists what is beside the repository, with content.
 func (h *hostile) outside() string {
 	var b strings.Builder
@@ -413,7 +386,7 @@ func TestHostileRepository(t *testing.T) {
 			c.do(h)
 			before, size := h.outside(), fileSize(t, h.target)
 			var said string
-			top := peak(func() { said = h.use(t.Context()) })
+			top := heap.Peak(func() { said = h.use(t.Context()) })
 			t.Logf("at most %d MiB on the heap; said:\n%.2000s", top>>20, said)
 			wants := strings.ReplaceAll(c.wants, "BACKUP", "backups/"+h.b.ID)
 			if !strings.Contains(said, wants) || (wants == "") != (said == "") {

@@ -6,11 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"runtime"
-	"runtime/metrics"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/swapback/swapback/soak/heap"
 )
 
 // image is the head of a disk that somebody has made to do harm: it has every
@@ -35,31 +34,6 @@ func (d *image) ReadAt(p []byte, off int64) (int, error) {
 func (d *image) WriteAt([]byte, int64) (int, error)     { return 0, io.ErrShortWrite }
 func (d *image) WriteDurable(p []byte, off int64) error { return io.ErrShortWrite }
 func (d *image) Sync() error                            { return nil }
-
-// peak runs f and returns the most that lay on the heap meanwhile.
-func peak(f func()) uint64 {
-	runtime.GC()
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	done, top := make(chan struct{}), make(chan uint64)
-	go func() {
-		var most uint64
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for {
-			metrics.Read(sample)
-			most = max(most, sample[0].Value.Uint64())
-			select {
-			case <-tick.C:
-			case <-done:
-				top <- most
-				return
-			}
-		}
-	}()
-	f()
-	close(done)
-	return <-top
-}
 
 // A full slot costs a small multiple of its size, whatever is in it.
 func TestHostileSlot(t *testing.T) {
@@ -96,7 +70,7 @@ func TestHostileSlot(t *testing.T) {
 			open, part, end := parts[0], parts[1], parts[2]
 			body := open + strings.Repeat(part, (room-len(open)-len(end))/len(part)) + end
 			var s slotState
-			top := peak(func() { s = readSlot(&image{label: l, body: body}, &l, 0) })
+			top := heap.Peak(func() { s = readSlot(&image{label: l, body: body}, &l, 0) })
 			t.Logf("at most %d MiB on the heap: %.200v", top>>20, s.err)
 			if s.err == nil {
 				t.Error("it was taken")

@@ -2,11 +2,10 @@ package job
 
 import (
 	"errors"
-	"runtime"
-	"runtime/metrics"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/swapback/swapback/soak/heap"
 )
 
 // A file is refused for what it is, whatever the parser has to go through, within
@@ -45,7 +44,7 @@ func TestHostileFiles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var err error
-			top := peak(func() { _, err = Parse("f", []byte(text)) })
+			top := heap.Peak(func() { _, err = Parse("f", []byte(text)) })
 			t.Logf("%d bytes: at most %d MiB on the heap: %.200v", len(text), top>>20, err)
 			// Measured: at most 45 MiB; and 152 MiB for a file of the largest size.
 			if top > 128<<20 {
@@ -60,29 +59,4 @@ func TestHostileFiles(t *testing.T) {
 			}
 		})
 	}
-}
-
-// peak runs f and returns the most that lay on the heap meanwhile.
-func peak(f func()) uint64 {
-	runtime.GC()
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	done, top := make(chan struct{}), make(chan uint64)
-	go func() {
-		var most uint64
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for {
-			metrics.Read(sample)
-			most = max(most, sample[0].Value.Uint64())
-			select {
-			case <-tick.C:
-			case <-done:
-				top <- most
-				return
-			}
-		}
-	}()
-	f()
-	close(done)
-	return <-top
 }
