@@ -106,25 +106,6 @@ func TestFilesystems(t *testing.T) {
 	}
 }
 
-// TestKilledDaemonIsAPause kills the daemon while fio writes and verifies. The
-// next daemon adopts the device; fio sees no error and no wrong byte.
-func TestKilledDaemonIsAPause(t *testing.T) {
-	d := startDaemon(t)
-	d.Pool()
-	v := d.Volume("data", 256*MiB)
-	load := d.StartFio("data", rig.VerifyJob(v.Device, "16m", "--verify_backlog=64", "--loops=2"))
-	for kill := range uint64(3) {
-		d.WaitWrites("data", 50)
-		d.Signal(syscall.SIGKILL)
-		d.Run()
-		after := d.Show("data")
-		if after.State != api.StateServing || after.Device != v.Device || after.DeviceNumber != v.DeviceNumber {
-			t.Fatalf("after kill %d the volume is %s at %s, want serving at %s", kill+1, after.State, after.Device, v.Device)
-		}
-	}
-	load.Wait()
-}
-
 // TestStoppedDaemonKeepsDevices ends the daemon by SIGTERM and starts it again
 // while a filesystem is mounted.
 func TestStoppedDaemonKeepsDevices(t *testing.T) {

@@ -4,14 +4,12 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -262,48 +260,6 @@ func expectNoWrites(t *testing.T, device string) {
 	}
 	if !bytes.Equal(rig.ReadDevice(t, device, 0, 4096), before) {
 		t.Errorf("%s has changed", device)
-	}
-}
-
-// TestKilledInTheMiddleOfSwaps kills the daemon while it swaps without end. In
-// either world the two contents are whole.
-func TestKilledInTheMiddleOfSwaps(t *testing.T) {
-	d := startDaemon(t)
-	d.Pool()
-	a, b := d.Volume("a", 8*MiB), d.Volume("b", 8*MiB)
-	contents := [][]byte{rig.RandomBytes(30, int(a.Size)), rig.RandomBytes(31, int(b.Size))}
-	rig.WriteDevice(t, a.Device, 0, contents[0])
-	rig.WriteDevice(t, b.Device, 0, contents[1])
-	for range 5 {
-		ctx, cancel := context.WithCancel(t.Context())
-		started := make(chan struct{}, 1000)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for ctx.Err() == nil {
-				select {
-				case started <- struct{}{}:
-				default:
-				}
-				_, _ = d.Client.Swap(ctx, api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}})
-			}
-		}()
-		for range 3 {
-			<-started
-		}
-		d.Signal(syscall.SIGKILL)
-		cancel()
-		<-done
-		d.Run()
-		gotA, gotB := rig.ReadDevice(t, a.Device, 0, int(a.Size)), rig.ReadDevice(t, b.Device, 0, int(b.Size))
-		straight := bytes.Equal(gotA, contents[0]) && bytes.Equal(gotB, contents[1])
-		crossed := bytes.Equal(gotA, contents[1]) && bytes.Equal(gotB, contents[0])
-		if !straight && !crossed {
-			t.Fatal("after a kill the volumes show neither the old nor the new world")
-		}
-		if r, err := d.Client.CheckPool(t.Context(), "tank"); err != nil || !r.OK {
-			t.Fatalf("pool check after a kill: %v %q", err, r.Problems)
-		}
 	}
 }
 
