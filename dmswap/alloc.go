@@ -139,7 +139,7 @@ func (a *allocator) striped(count int64, stripes int, after *Segment) ([]Segment
 		least = min(least, a.freeOn(member))
 	}
 	if least < each {
-		return nil, noSpace(each*int64(stripes), least*int64(stripes))
+		return nil, errf(ErrNoSpace, "delete volumes that are not needed, or use a smaller size or fewer stripes", "%d extents are needed on each of %d disks, one of them has %d free", each, stripes, least)
 	}
 	var out []Segment
 	if after != nil {

@@ -51,8 +51,11 @@ type Position struct {
 
 // Codes are the codes of the API that a call may be refused with. A call that
 // has none must succeed; one that has some must fail with one of them, and
-// change nothing.
+// change nothing. With [success] among them it may do either.
 type Codes []string
+
+// success is how a call may end whose refusal the model can't foresee.
+const success = ""
 
 func (c *Codes) when(yes bool, code string) {
 	if yes && !slices.Contains(*c, code) {
@@ -63,7 +66,7 @@ func (c *Codes) when(yes bool, code string) {
 // Allow tells what is wrong with how a call ended, or "".
 func (c Codes) Allow(err error) string {
 	switch {
-	case err == nil && len(c) == 0:
+	case err == nil && (len(c) == 0 || slices.Contains(c, success)):
 		return ""
 	case err == nil:
 		return fmt.Sprintf("it went well, want one of %q", []string(c))
@@ -136,10 +139,23 @@ func (p *Pool) Create(req api.CreateVolumeRequest) (c Codes) {
 	}
 	c.when(p.Find(req.Name) != nil && !strings.Contains(req.Name, "/"), api.CodeExists)
 	c.when(req.Size > maxSize, api.CodeNoSpace)
-	if len(c) == 0 {
-		c.when(p.extents(req.Size, max(req.Stripes, 1)) > p.Free(), api.CodeNoSpace)
-	}
+	stripes := max(req.Stripes, 1)
+	p.room(&c, p.extents(req.Size, stripes), stripes)
 	return c
+}
+
+// room adds how a call that is right may be refused for the extents it needs. The
+// free ones may all be on one member, which is as good as none for stripes.
+func (p *Pool) room(c *Codes, need int64, stripes int) {
+	if len(*c) > 0 {
+		return
+	}
+	c.when(need > p.Free(), api.CodeNoSpace)
+	perMember := (p.Extents + int64(p.Members) - 1) / int64(p.Members)
+	least := p.Free() - int64(p.Members-1)*perMember
+	if len(*c) == 0 && stripes > 1 && need/int64(stripes) > least {
+		*c = Codes{success, api.CodeNoSpace}
+	}
 }
 
 // Created adds a volume that the daemon has made.
@@ -198,9 +214,7 @@ func (p *Pool) Grow(ref string, size int64) (c Codes) {
 	c.when(v.Position.Quarantined, api.CodeQuarantined)
 	c.when(v.Snapshot > 0, api.CodeBusy)
 	c.when(size > maxSize, api.CodeNoSpace)
-	if len(c) == 0 {
-		c.when(p.more(v, size) > p.Free(), api.CodeNoSpace)
-	}
+	p.room(&c, p.more(v, size), v.Position.Stripes)
 	return c
 }
 

@@ -33,12 +33,17 @@ func TestRefusals(t *testing.T) {
 		do   func(p *Pool) Codes
 		want Codes
 	}{
-		"create":               {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "d", Size: 5000}) }, nil},
-		"create again":         {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "a", Size: 5000}) }, Codes{api.CodeExists}},
-		"create elsewhere":     {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Pool: "x", Name: "d", Size: 5000}) }, Codes{api.CodeNotFound}},
-		"create ../d":          {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "../d", Size: 5000}) }, Codes{api.CodeInvalid}},
-		"create too much":      {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "d", Size: 93 * 4 * mib}) }, Codes{api.CodeNoSpace}},
-		"create all":           {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "d", Size: 92 * 4 * mib}) }, nil},
+		"create":           {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "d", Size: 5000}) }, nil},
+		"create again":     {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "a", Size: 5000}) }, Codes{api.CodeExists}},
+		"create elsewhere": {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Pool: "x", Name: "d", Size: 5000}) }, Codes{api.CodeNotFound}},
+		"create ../d":      {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "../d", Size: 5000}) }, Codes{api.CodeInvalid}},
+		"create too much":  {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "d", Size: 93 * 4 * mib}) }, Codes{api.CodeNoSpace}},
+		"create all":       {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "d", Size: 92 * 4 * mib}) }, nil},
+		"create striped":   {func(p *Pool) Codes { return p.Create(api.CreateVolumeRequest{Name: "d", Size: 4 * mib, Stripes: 2}) }, nil},
+		"create striped somewhere": {func(p *Pool) Codes {
+			p.Created(api.CreateVolumeRequest{Name: "e", Size: 60 * 4 * mib}, api.Volume{})
+			return p.Create(api.CreateVolumeRequest{Name: "d", Size: 4 * mib, Stripes: 2})
+		}, Codes{"", api.CodeNoSpace}},
 		"show nobody":          {func(p *Pool) Codes { return p.Show("x/a") }, Codes{api.CodeNotFound}},
 		"show":                 {func(p *Pool) Codes { return p.Show("tank/a") }, nil},
 		"shrink":               {func(p *Pool) Codes { return p.Grow("a", 8*mib) }, Codes{api.CodeInvalid}},

@@ -47,6 +47,8 @@ type bench struct {
 	buffer   []byte
 	survived map[string]int
 
+	late int // how many writes the log has behind their acknowledgement
+
 	seen map[int]bool // events before the cut
 	next int          // entries that seen knows
 	mark string       // the last one
@@ -60,6 +62,7 @@ func newBench(t *testing.T, j *journal, log *logwrites.Log, seed uint64) *bench 
 		random: rand.New(rand.NewPCG(seed, 1)), buffer: rig.Aligned(t, int(volumeSize)), survived: map[string]int{}, seen: map[int]bool{},
 	}
 	t.Cleanup(b.machineOff) // before the disks go
+	b.late = j.setDue(t, log)
 	return b
 }
 
@@ -201,7 +204,7 @@ func (b *bench) cut(at, n, daemonEvery int) bool {
 	if len(problems) == 0 {
 		return true
 	}
-	_, doing := b.journal.at(b.seen).worlds()
+	_, doing := b.journal.at(b.next, b.seen).worlds()
 	b.t.Errorf("power cut before entry %d of %d, the last mark is %q (%s), of the cache survived: %s (SOAK_SEED=%d):\n  %s",
 		at, len(b.log.Entries), b.mark, doing, survivalNames[survival], b.seed, strings.Join(problems, "\n  "))
 	return false
@@ -282,7 +285,7 @@ func (b *bench) startDaemon(at int) (problems []string) {
 
 // look compares what the pool shows with the journal.
 func (b *bench) look(volumes []api.Volume, files bool) (problems []string) {
-	c := b.journal.at(b.seen)
+	c := b.journal.at(b.next, b.seen)
 	now := newWorld(volumes)
 	worlds, doing := c.worlds()
 	if !slices.ContainsFunc(worlds, func(w world) bool { return w.text == now.text }) {

@@ -69,7 +69,9 @@ type record struct {
 	group  int // the writes of one group are acknowledged together
 	block  int64
 	met    bool // it met a swap
+	flush  int  // the event before it was flushed, 0 for a write with FUA
 	ack    int  // the event of its acknowledgement, 0 for none
+	due    int  // after how many entries of the log it has to be there, 0 for never
 	at     []string
 }
 
@@ -205,6 +207,16 @@ func (j *journal) place(r *record, volume string) {
 	r.met = len(r.at) > 1
 }
 
+// flushing notes that all of a group was answered and is about to be flushed.
+func (j *journal) flushing(group []*record) {
+	n := j.event()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, r := range group {
+		r.flush = n
+	}
+}
+
 // durable notes that a group of writes was acknowledged by FUA or a flush.
 func (j *journal) durable(group []*record) {
 	n := j.event()
@@ -220,12 +232,13 @@ func (j *journal) durable(group []*record) {
 // cut is the journal as far as the log had it when the power went.
 type cut struct {
 	*journal
-	seen map[int]bool
-	last []int // by stream, how many groups were acknowledged
+	entries int // of the log
+	seen    map[int]bool
+	last    []int // by stream, how many groups were acknowledged
 }
 
-func (j *journal) at(seen map[int]bool) *cut {
-	c := &cut{journal: j, seen: seen, last: make([]int, len(j.acks))}
+func (j *journal) at(entries int, seen map[int]bool) *cut {
+	c := &cut{journal: j, entries: entries, seen: seen, last: make([]int, len(j.acks))}
 	for s, acks := range j.acks {
 		for c.last[s] < len(acks) && seen[acks[c.last[s]]] {
 			c.last[s]++
@@ -233,6 +246,9 @@ func (j *journal) at(seen map[int]bool) *cut {
 	}
 	return c
 }
+
+// due tells whether a write has to be there.
+func (c *cut) due(r *record) bool { return r.due > 0 && c.entries >= r.due }
 
 // worlds are the one or two that the pool may show, and what was going on.
 func (c *cut) worlds() (list []world, doing string) {
@@ -256,7 +272,7 @@ func (c *cut) checkBlocks(pos string, read func(block int64) []byte, shown map[s
 		list := c.blocks[pos][block]
 		want := -1 // the write that has to be there, or a later one
 		for i, r := range list {
-			if !r.met && c.seen[r.ack] {
+			if !r.met && c.due(r) {
 				want = i
 			}
 		}
@@ -313,7 +329,7 @@ func (c *cut) which(list []*record, whole *stampedBlock, at int, data []byte) (i
 // checkMet wants every write that met a swap behind one volume or the other.
 func (c *cut) checkMet(shown map[string]map[int64]int) (problems []string) {
 	for _, r := range c.records {
-		if !r.met || !c.seen[r.ack] {
+		if !r.met || !c.due(r) {
 			continue
 		}
 		there := slices.ContainsFunc(r.at, func(pos string) bool {

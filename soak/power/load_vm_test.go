@@ -245,13 +245,8 @@ func (s *stream) group(n int, between func()) {
 		list = append(list, r)
 	}
 	between()
-	// Twice: dm-log-writes logs what a flush has made durable when that flush ends.
-	// Another stream's, which took this one's writes along, may end after ours; the
-	// second of ours begins when it is all but done.
-	for range 2 {
-		if s.fua {
-			break
-		}
+	if !s.fua {
+		s.l.journal.flushing(list)
 		if err := unix.Fdatasync(int(s.f.Fd())); err != nil {
 			s.l.t.Errorf("stream on %s: fdatasync: %v", s.volume, err)
 			return
