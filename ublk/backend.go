@@ -107,6 +107,10 @@ func (b *Backend) AlsoFor(disks ...string) error {
 	return b.limits.validate()
 }
 
+// AlsoCached has devices ask their clients for flushes, as [Backend.AlsoFor] does
+// for a disk with a volatile cache: for one that is not there to be looked at.
+func (b *Backend) AlsoCached() { b.limits.VolatileCache = true }
+
 // Size asks for the present size in bytes: a device-mapper table or a file may
 // have grown since.
 func (b *Backend) Size() (uint64, error) {

@@ -165,19 +165,54 @@ func (c *Controller) openPools(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("looking for pools: %w", err)
 	}
+	rivals := rivalsOf(found, dmswap.HasDevices)
 	for _, f := range found {
-		if len(f.Problems) > 0 {
+		switch {
+		case len(f.Problems) > 0:
 			c.refusePool(f, strings.Join(f.Problems, "; "))
-			continue
-		}
-		if err := c.openPool(ctx, f); err != nil {
-			c.refusePool(f, err.Error())
+		case rivals[f.UUID] != "":
+			c.refusePool(f, rivals[f.UUID])
+		default:
+			if err := c.openPool(ctx, f); err != nil {
+				c.refusePool(f, err.Error())
+			}
 		}
 	}
 	return nil
 }
 
+// rivalsOf says, by UUID, which pools are not opened because another one that was
+// found has their name: a volume and its link are named by the pool, and what is
+// done to one would be done to the other. The one that is in use keeps the name.
+func rivalsOf(found []dmswap.FoundPool, inUse func(uuid string) bool) map[string]string {
+	byName, refused := map[string][]dmswap.FoundPool{}, map[string]string{}
+	for _, f := range found {
+		if len(f.Problems) == 0 {
+			byName[f.Name] = append(byName[f.Name], f)
+		}
+	}
+	for _, same := range byName {
+		for i, f := range same {
+			if len(same) == 1 || inUse(f.UUID) {
+				continue
+			}
+			other := same[(i+1)%len(same)]
+			refused[f.UUID] = fmt.Sprintf("another pool of this name is on %s: disconnect the disks of one of them", strings.Join(other.Disks, ", "))
+		}
+	}
+	return refused
+}
+
 func (c *Controller) openPool(ctx context.Context, f dmswap.FoundPool) error {
+	for _, p := range c.poolsSorted() {
+		if info := p.Info(); info.Name == f.Name && info.UUID != f.UUID {
+			return &api.Error{
+				Code:    api.CodeExists,
+				Message: fmt.Sprintf("the pool on %s is not opened: another pool %q is open", strings.Join(f.Disks, ", "), f.Name),
+				Remedy:  "disconnect the disks of one of them",
+			}
+		}
+	}
 	pool, err := dmswap.Open(ctx, dmswap.OpenOptions{Disks: f.Disks, Logger: c.log})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -41,6 +42,32 @@ func poolTag(pool string) uint64 {
 	return uint64(crc32.ChecksumIEEE([]byte(pool))>>8) << 24
 }
 
+// claimNew draws the UUID of a new volume and claims it. No volume of the pool has
+// its tag: one would get the other's device when both are adopted.
+func (c *Controller) claimNew(p *dmswap.Pool) string {
+	pool, taken := p.Info().UUID, map[uint64]bool{}
+	for _, v := range p.Volumes() {
+		taken[deviceTag(pool, v.UUID)] = true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for uuid := range c.claims {
+		taken[deviceTag(pool, uuid)] = true
+	}
+	uuid := freeUUID(dmswap.NewUUID, func(uuid string) bool { return taken[deviceTag(pool, uuid)] })
+	c.claims[uuid] = "creating it"
+	return uuid
+}
+
+// freeUUID draws until it has one that is not taken.
+func freeUUID(draw func() string, taken func(uuid string) bool) string {
+	for {
+		if uuid := draw(); !taken(uuid) {
+			return uuid
+		}
+	}
+}
+
 // blank says that nobody can have written to the volume: it was never served,
 // and its position is no other's.
 func (t target) blank() bool { return t.info.DeviceNumber < 0 && t.info.Position.Generation == 1 }
@@ -61,11 +88,13 @@ func (c *Controller) serveAttached(ctx context.Context) {
 	for _, p := range c.poolsSorted() {
 		for _, v := range p.Volumes() {
 			t := target{p, v}
-			number, there := left[t.tag()]
+			numbers := left[t.tag()]
 			switch {
 			case !v.Attached:
-			case there:
-				t.info.DeviceNumber = number
+			case len(numbers) > 0:
+				if !slices.Contains(numbers, v.DeviceNumber) {
+					t.info.DeviceNumber = numbers[0]
+				}
 				adopting.Go(func() { _ = c.serveAgain(ctx, t) }) // shown with the volume
 			default:
 				missing = append(missing, t)
@@ -84,14 +113,14 @@ func (c *Controller) serveAttached(ctx context.Context) {
 
 // leftDevices are the numbers of the ublk devices in the kernel by their tags. A
 // daemon that died before it had recorded a number has left the tag.
-func (c *Controller) leftDevices(ctx context.Context) map[uint64]int {
+func (c *Controller) leftDevices(ctx context.Context) map[uint64][]int {
 	list, err := c.ublk.List(ctx)
 	if err != nil {
 		c.log.Warn("looking for ublk devices of an earlier daemon", "err", err)
 	}
-	numbers := map[uint64]int{}
+	numbers := map[uint64][]int{}
 	for _, info := range list {
-		numbers[info.Tag] = info.ID
+		numbers[info.Tag] = append(numbers[info.Tag], info.ID)
 	}
 	return numbers
 }
@@ -153,16 +182,20 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	// What is told to the kernel now stays, and the next swap may give the volume
 	// an extent of any member: one with larger blocks, or with a cache that a flush
 	// has to empty. A degraded volume may have no disk below it at all.
-	if err := backend.AlsoFor(disksOf(t.pool, nil)...); err != nil {
+	present := disksOf(t.pool, nil)
+	if err := backend.AlsoFor(present...); err != nil {
 		backend.Close()
 		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
+	}
+	if len(present) < len(t.pool.Info().Members) {
+		backend.AlsoCached() // the one that is away may be
 	}
 	start := ublk.Start
 	if adopt {
 		start = ublk.Adopt
 	}
 	// The mark has to be there before udev hears of the device.
-	if err := c.markQuarantine(wanted, t.info.Position.Quarantine != nil); err != nil {
+	if err := c.markQuarantine(opt.ID, t.info.Position.Quarantine != nil); err != nil {
 		backend.Close()
 		return nil, err
 	}
@@ -208,7 +241,7 @@ func (c *Controller) catchUp(ctx context.Context, t target, e *export) error {
 		}
 		grown = false
 	}
-	unsuited := e.unsuited(t)
+	unsuited := e.unsuited(t.pool, &t.info.Position)
 	if unsuited != nil {
 		c.log.Warn("the block device does not suit its disks", "volume", t.String(), "err", unsuited)
 	}
@@ -228,10 +261,11 @@ func (e *export) madeReadOnly(t target) bool {
 	return e.dev != nil && e.dev.Limits().ReadOnly && !t.readOnly()
 }
 
-// unsuited says what a disk of the volume needs that its device has not told its
-// users, as when the disk was away while the device was made, or is nil.
-func (e *export) unsuited(t target) error {
-	for _, disk := range disksOf(t.pool, &t.info.Position) {
+// unsuited says what a disk that a position lies on, or any of the pool's when it
+// is nil, needs that the device has not told its users; as when the disk was away
+// while the device was made. It is nil when there is none.
+func (e *export) unsuited(p *dmswap.Pool, under *dmswap.Position) error {
+	for _, disk := range disksOf(p, under) {
 		if err := e.dev.Limits().Suit(disk); err != nil {
 			return err
 		}

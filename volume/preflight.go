@@ -60,7 +60,7 @@ func (s *swap) preflight(ctx context.Context) error {
 func (s *swap) suited() error {
 	for _, i := range s.served {
 		t, gets := s.targets[i], s.targets[i^1]
-		if err := s.c.export(t).unsuited(gets); err != nil {
+		if err := s.c.export(t).unsuited(gets.pool, &gets.info.Position); err != nil {
 			return &api.Error{
 				Code:    api.CodeInvalid,
 				Message: fmt.Sprintf("swap refused: the device of %s is not made for what %s lies on: %v", t, gets, err),

@@ -78,7 +78,7 @@ func (c *Controller) checkExport(ctx context.Context, t target) string {
 	if e.madeReadOnly(t) && c.claimed(t.uuid()) == "" {
 		return fmt.Sprintf("volume %s: %s", t, stillReadOnly)
 	}
-	if err := e.unsuited(t); err != nil && c.claimed(t.uuid()) == "" {
+	if err := e.unsuited(t.pool, &t.info.Position); err != nil && c.claimed(t.uuid()) == "" {
 		return fmt.Sprintf("volume %s: %v (unmount it; then pool check --repair makes the device anew)", t, err)
 	}
 	info, err := c.ublk.Info(ctx, e.dev.ID())

@@ -51,6 +51,43 @@ func TestDeviceTagTellsPoolsAndVolumesApart(t *testing.T) {
 	}
 }
 
+// Of 300 volumes two may well have one tag of 24 bits, and then each could be
+// served as the other.
+func TestNewVolumesHaveTagsOfTheirOwn(t *testing.T) {
+	pool, taken := "pool-1", map[uint64]bool{}
+	n := 0
+	draw := func() string { n++; return dmswap.NewUUID() }
+	for range 60000 {
+		tag := deviceTag(pool, freeUUID(draw, func(uuid string) bool { return taken[deviceTag(pool, uuid)] }))
+		if taken[tag] {
+			t.Fatalf("tag %#x was given twice", tag)
+		}
+		taken[tag] = true
+	}
+	if n == 60000 {
+		t.Error("no UUID was refused: the test does not try what it is for")
+	}
+}
+
+func TestPoolsOfOneName(t *testing.T) {
+	found := []dmswap.FoundPool{
+		{Name: "tank", UUID: "1", Disks: []string{"/dev/a"}},
+		{Name: "other", UUID: "2", Disks: []string{"/dev/b"}},
+		{Name: "tank", UUID: "3", Disks: []string{"/dev/c"}},
+		{Name: "bad", UUID: "4", Problems: []string{"split"}},
+		{Name: "bad", UUID: "5"},
+	}
+	nobody := func(string) bool { return false }
+	got := rivalsOf(found, nobody)
+	if len(got) != 2 || !strings.Contains(got["1"], "/dev/c") || !strings.Contains(got["3"], "/dev/a") {
+		t.Errorf("none in use: %q", got)
+	}
+	got = rivalsOf(found, func(uuid string) bool { return uuid == "3" })
+	if len(got) != 1 || !strings.Contains(got["1"], "/dev/c") {
+		t.Errorf("one in use: %q", got)
+	}
+}
+
 func TestReplaceLink(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "tank", "db")
 	for _, to := range []string{"/dev/ublkb0", "/dev/ublkb7"} {

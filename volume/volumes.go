@@ -48,10 +48,7 @@ func (c *Controller) CreateVolume(ctx context.Context, req api.CreateVolumeReque
 		return api.Volume{}, err
 	}
 	// Claimed before it is there: nobody comes between creating and attaching it.
-	uuid := dmswap.NewUUID()
-	c.mu.Lock()
-	c.claims[uuid] = "creating it"
-	c.mu.Unlock()
+	uuid := c.claimNew(p)
 	defer func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -123,6 +120,16 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	e := c.export(t)
 	live := e != nil && e.dev != nil
 	restart := live && !e.dev.Info().Flags.Has(ublk.UpdateSize)
+	if live && !restart {
+		// Its new extents may lie on any disk.
+		if err := e.unsuited(t.pool, nil); err != nil {
+			return api.Volume{}, &api.Error{
+				Code:    api.CodeInvalid,
+				Message: fmt.Sprintf("grow refused: the device of %s is not made for all disks of the pool: %v", t, err),
+				Remedy:  fmt.Sprintf("detach %s and attach it: its new device will be", t),
+			}
+		}
+	}
 	if restart {
 		if err := c.refuseHolders(ctx, "this kernel can't grow a device in use (needs 6.16): unmount it first", e); err != nil {
 			return api.Volume{}, err

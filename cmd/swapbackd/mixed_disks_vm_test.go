@@ -104,11 +104,15 @@ func TestMixedDisks(t *testing.T) {
 	flushed(t, volumes[0].Device, disks[1])
 }
 
-// TestDiskComesBackWithACache has a disk away while the devices are made, which
-// needs flushes as the other does not. Once it is back, nobody uses a device that
-// has promised him otherwise.
-func TestDiskComesBackWithACache(t *testing.T) {
+// TestDiskComesBackWithOtherLimits has a disk away while the devices are made,
+// which has a cache and larger blocks, as the other has not. They ask for flushes
+// from the start; a device that has promised smaller blocks is made anew, and not
+// grown or swapped onto that disk.
+func TestDiskComesBackWithOtherLimits(t *testing.T) {
 	disks := []string{ramDisk(t), rig.Loop(t, 96*rig.MiB)}
+	if err := setLoopBlock(disks[1], 4096); err != nil {
+		t.Fatal(err)
+	}
 	path, pull, plug := link(t, disks[1], "disk1")
 	d := rig.StartWith(t, rig.Options{Disks: []string{disks[0], path}, Args: []string{"--wait-for-members", "1s", "--on-exit=stop"}})
 	volumes := onePerDisk(t, d)
@@ -118,7 +122,7 @@ func TestDiskComesBackWithACache(t *testing.T) {
 	pull()
 	d.Run()
 	for _, v := range volumes {
-		if got, want := limitsText(t, d.Show(v.Name).Device), "512 write through"; got != want {
+		if got, want := limitsText(t, d.Show(v.Name).Device), "512 write back"; got != want {
 			t.Fatalf("volume %s: %s, want %s", v.Name, got, want)
 		}
 	}
@@ -126,9 +130,13 @@ func TestDiskComesBackWithACache(t *testing.T) {
 	d.CLI(0, []string{"all of its 2 disks"}, "pool", "rejoin", "tank")
 	flushed(t, d.Show(moved.Name).Device, disks[1])
 
-	d.CLI(2, []string{"tank/" + kept.Name, "tank/" + moved.Name, path, "volatile write cache", "detach"}, "swap", kept.Name, moved.Name)
+	refusal := []string{"tank/" + kept.Name, path, "blocks of 4096 bytes", "detach"}
+	d.CLI(2, append(refusal, "tank/"+moved.Name), "swap", kept.Name, moved.Name)
+	if !rig.OldestKernel(t) { // its devices are made anew to grow
+		d.CLI(2, refusal, "volume", "grow", kept.Name, "--size", "20M")
+	}
 	for _, v := range volumes {
-		if got := d.Show(v.Name).Position; got.ID != v.Position.ID {
+		if got := d.Show(v.Name).Position; got.ID != v.Position.ID || got.Generation != v.Position.Generation {
 			t.Errorf("volume %s has changed: %+v", v.Name, got)
 		}
 	}

@@ -56,7 +56,7 @@ func TestPowerCut(t *testing.T) {
 	}
 	t.Logf("cuts by what survived in the cache: %v", b.survived)
 	t.Attr("cuts", fmt.Sprint(len(points)))
-	t.Attr("logged late", fmt.Sprint(b.late))
+	t.Attr("late", fmt.Sprint(b.late))
 	t.Run("a disk that lies is seen", func(t *testing.T) { seesLies(t, j, log) })
 }
 
