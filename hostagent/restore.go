@@ -166,17 +166,43 @@ func refuseHolders(ctx context.Context, svc api.Service, v api.Volume) error {
 	}
 }
 
-// imageFor finds the volume of a backup that belongs to a volume.
+// imageFor finds the volume of a backup to restore onto a volume. The target is
+// the caller's choice, so the only image that there is will do.
 func imageFor(b backup.Backup, v api.Volume, from string) (backup.BackupVolume, error) {
+	if from == "" {
+		return pick(b, full(v), hasUUID(v), hasName(v), func(backup.BackupVolume) bool { return len(b.Volumes) == 1 })
+	}
+	return pick(b, from, func(i backup.BackupVolume) bool {
+		return from == i.UUID || from == i.Name || from == i.Pool+"/"+i.Name
+	})
+}
+
+// imageOf finds the image of a volume in a backup. The name is enough when the
+// volume was made anew. Any other image is another volume's data: a recovery would
+// swap it in.
+func imageOf(b backup.Backup, v api.Volume) (backup.BackupVolume, error) {
+	i, err := pick(b, full(v), hasUUID(v), hasName(v))
+	var e *api.Error
+	if errors.As(err, &e) {
+		e.Remedy += fmt.Sprintf("; find a backup of this volume with: swapback backup list --volume %s\n"+
+			"  to bring another volume's data onto a volume use: swapback backup restore", full(v))
+	}
+	return i, err
+}
+
+func hasUUID(v api.Volume) func(backup.BackupVolume) bool {
+	return func(i backup.BackupVolume) bool { return i.UUID != "" && i.UUID == v.UUID }
+}
+
+func hasName(v api.Volume) func(backup.BackupVolume) bool {
+	return func(i backup.BackupVolume) bool { return i.Pool == v.Pool && i.Name == v.Name }
+}
+
+// pick returns the one volume of a backup that the first rule to match any
+// matches. want is what the error says was looked for.
+func pick(b backup.Backup, want string, rules ...func(backup.BackupVolume) bool) (backup.BackupVolume, error) {
 	var hits []backup.BackupVolume
-	for _, match := range []func(backup.BackupVolume) bool{
-		func(i backup.BackupVolume) bool { return from == "" && i.UUID != "" && i.UUID == v.UUID },
-		func(i backup.BackupVolume) bool { return from == "" && i.Pool == v.Pool && i.Name == v.Name },
-		func(i backup.BackupVolume) bool { return from == "" && len(b.Volumes) == 1 },
-		func(i backup.BackupVolume) bool {
-			return from != "" && (from == i.UUID || from == i.Name || from == i.Pool+"/"+i.Name)
-		},
-	} {
+	for _, match := range rules {
 		for _, i := range b.Volumes {
 			if match(i) {
 				hits = append(hits, i)
@@ -192,10 +218,6 @@ func imageFor(b backup.Backup, v api.Volume, from string) (backup.BackupVolume, 
 	var names []string
 	for _, i := range b.Volumes {
 		names = append(names, i.Pool+"/"+i.Name)
-	}
-	want := from
-	if want == "" {
-		want = full(v)
 	}
 	what := "has no volume"
 	if len(hits) > 1 {
