@@ -73,6 +73,26 @@ func TestSpareChangesMeanwhile(t *testing.T) {
 	}
 }
 
+// TestCreatedSpareChangesMeanwhile: a recovery that fails deletes the spares that
+// it created, but not what somebody has put there since.
+func TestCreatedSpareChangesMeanwhile(t *testing.T) {
+	w := newWorld(t, 100, "db", "other")
+	w.write("other", 99)
+	w.backup("db")
+	w.svc.Before = func(m, _ string) error {
+		if m == "SetDescendsFrom" {
+			w.swap("db-spare", "other")
+		}
+		return nil
+	}
+	_, err := w.recover(nil, "db")
+	if api.CodeOf(err) != api.CodeGeneration {
+		t.Fatalf("got %v", err)
+	}
+	says(t, err.Error(), "spare tank/db-spare was created", "left as it is")
+	w.holds("db-spare", 99)
+}
+
 // afterLook is a service on which something happens after the first look at a
 // volume.
 type afterLook struct {

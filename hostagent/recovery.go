@@ -299,6 +299,10 @@ func (r *recovery) failed(ctx context.Context, err error) error {
 		switch {
 		case s.Volume.UUID == "":
 		case r.result.Volumes[i].SpareCreated:
+			if now, lerr := r.o.Service.Volume(ctx, s.Volume.UUID); lerr == nil && sameContent(now, s.Volume.Position) != nil {
+				e.State = append(e.State, fmt.Sprintf("spare %s was created, shows what somebody else has put there now, and is left as it is", full(s.Volume)))
+				continue
+			}
 			if derr := r.o.Service.DeleteVolume(ctx, s.Volume.UUID, false); derr != nil {
 				e.State = append(e.State, fmt.Sprintf("spare %s was created and could not be deleted again (swapback volume delete %s): %v", full(s.Volume), full(s.Volume), derr))
 				continue
