@@ -122,7 +122,8 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 	rec.WholeSeconds = time.Since(start).Seconds()
 	r.res.Recoveries = append(r.res.Recoveries, rec)
 	r.fresh = true
-	r.state.s.Recovery = nil
+	// The pairs stay until the next phase: without them a recovery counts as one
+	// that has changed nothing yet.
 	r.state.s.Recoveries++
 	r.saveState()
 	failpoint.Hit("job: recovery recorded")

@@ -258,6 +258,9 @@ func (r *run) title(i int) string {
 func (r *run) phase(p Phase, i int) {
 	s := &r.state.s
 	s.Phase = p
+	if p != Recovering {
+		s.Recovery = nil
+	}
 	if i >= 0 {
 		s.Step, s.StepNumber, s.Attempt = r.job.Steps[i].Name, i+1, r.attempts[i]
 	}
@@ -307,6 +310,9 @@ func (r *run) end(ctx context.Context, code int, outcome string) Result {
 		Text: fmt.Sprintf("job %s %s in %s: %s", r.job.Name, word, seconds(r.res.Seconds), outcome),
 	})
 	s := &r.state.s
+	if !r.leaveAsIs {
+		s.Recovery = nil // else it is the one that failed
+	}
 	s.Phase, s.ExitCode, s.Outcome, s.Process = Ended, &code, outcome, nil
 	r.saveState()
 	failpoint.Hit("job: ended")

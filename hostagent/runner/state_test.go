@@ -113,3 +113,31 @@ func FuzzDecodeState(f *testing.F) {
 		}
 	})
 }
+
+// TestDeathAfterARecovery: until the next phase is recorded the state tells of the
+// recovery that has just been done, and where its contents are.
+func TestDeathAfterARecovery(t *testing.T) {
+	w := newWorld(t, 10, "db")
+	if _, err := w.svc.Detach(t.Context(), "db"); err != nil {
+		t.Fatal(err)
+	}
+	o := w.options("[{name: db}]", "steps: [{name: one, run: 'put $SWAPBACK_DEVICE_DB bad; exit 1'}]")
+	var text string
+	w.svc.Before = func(m, _ string) error {
+		if m != "Detach" { // the run puts the volume away
+			return nil
+		}
+		s, err := ReadState(o.StateDir, "j")
+		if err != nil {
+			return err
+		}
+		s.Agent.Start = 1 // as if the agent were dead
+		text = strings.Join(Explain(t.Context(), w.svc, s), "\n")
+		return nil
+	}
+	w.run(o, ExitFailed)
+	says(t, text, "DIED", "tank/db shows the save point: the swap has happened", "the failed data is tank/db-spare, in quarantine")
+	if s, err := ReadState(o.StateDir, "j"); err != nil || s.Recovery != nil {
+		t.Errorf("a run that ended tells of a recovery under way: %+v %v", s, err)
+	}
+}
