@@ -53,7 +53,7 @@ func (r *run) mountText() string {
 		case v.mounted:
 			fmt.Fprintf(&b, "\n%s is mounted on %s", v.full(), v.want.Mount)
 		default:
-			fmt.Fprintf(&b, "\n%s is not mounted", v.full())
+			fmt.Fprintf(&b, "\n%s is not mounted on %s", v.full(), v.want.Mount)
 		}
 	}
 	return b.String()
