@@ -435,3 +435,26 @@ func TestJSON(t *testing.T) {
 		t.Errorf("JSON is %s", text)
 	}
 }
+
+// TestRestoreReady: the target is looked at when it is open, and nothing is
+// written to it when it is not as it should be.
+func TestRestoreReady(t *testing.T) {
+	r, _ := memRepo(t)
+	content := image(1, 4)
+	create(t, r, CreateOptions{}, source(t, "a", content))
+	target := dirty(t, len(content))
+	before, err := os.ReadFile(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	no := errors.New("it is another disk now")
+	o := RestoreOptions{Backup: "latest", Target: target, Ready: func() error { return no }}
+	if _, err := r.Restore(t.Context(), o); !errors.Is(err, no) {
+		t.Errorf("got %v", err)
+	}
+	if after, err := os.ReadFile(target); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the target was written to: %v", err)
+	}
+	o.Ready = func() error { return nil }
+	restore(t, r, o)
+}

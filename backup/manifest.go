@@ -216,13 +216,18 @@ func (r *Repository) resolve(ctx context.Context, op, id string) (string, error)
 	return "", &Error{Kind: ErrAmbiguous, Op: op, Detail: some(found), Remedy: "give more letters of the ID"}
 }
 
-// Latest returns the newest backup that holds the volume.
-func (r *Repository) Latest(ctx context.Context, volumeUUID string) (Backup, error) {
-	op := fmt.Sprintf("find the latest backup of volume %s in %s", volumeUUID, r.Location())
-	holds := func(b Backup) bool {
-		return slices.ContainsFunc(b.Volumes, func(v BackupVolume) bool { return v.UUID == volumeUUID })
+// Latest returns the newest backup that holds all the volumes.
+func (r *Repository) Latest(ctx context.Context, volumeUUIDs ...string) (Backup, error) {
+	op := fmt.Sprintf("find the latest backup of volume %s in %s", strings.Join(volumeUUIDs, ", "), r.Location())
+	holdsAll := func(b Backup) bool {
+		for _, uuid := range volumeUUIDs {
+			if !slices.ContainsFunc(b.Volumes, func(v BackupVolume) bool { return v.UUID == uuid }) {
+				return false
+			}
+		}
+		return true
 	}
-	return r.latest(ctx, op, holds, "make one with: swapback backup create")
+	return r.latest(ctx, op, holdsAll, "make one with: swapback backup create")
 }
 
 // latest returns the newest backup for which want is true. A manifest on the way

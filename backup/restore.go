@@ -52,6 +52,11 @@ func (r *Repository) Restore(ctx context.Context, o RestoreOptions) (RestoreResu
 	}
 
 	failpoint.Hit("restore: target open")
+	if o.Ready != nil {
+		if err := o.Ready(); err != nil {
+			return res, fmt.Errorf("%s: %w", op, err)
+		}
+	}
 	rs := &restoring{r: r, o: o, v: v, target: target, res: &res, backup: b.ID}
 	err = rs.write(ctx)
 	if err == nil && o.VerifyAfter {

@@ -136,6 +136,9 @@ type RestoreOptions struct {
 	// Held says that the caller holds the block device exclusively already, so
 	// that Restore does not claim it.
 	Held bool
+	// Ready, if not nil, is called when the target is open and, unless Held, held
+	// exclusively, before the first write. Its error ends the restore.
+	Ready func() error
 	// StopAtDamage ends the restore at the first damaged chunk instead of
 	// restoring everything else.
 	StopAtDamage bool

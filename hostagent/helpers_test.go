@@ -148,6 +148,18 @@ func (w *world) damage() {
 	}
 }
 
+// damageManifest cuts a backup's manifest short.
+func (w *world) damageManifest(b backup.Backup) {
+	w.t.Helper()
+	path := filepath.Join(w.path, "backups", b.ID)
+	if err := os.Chmod(path, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.Truncate(path, 100); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // says fails unless a text holds all the parts.
 func says(t *testing.T, text string, parts ...string) {
 	t.Helper()

@@ -17,8 +17,8 @@ type RecoverOptions struct {
 	Locks *Locks
 	// Volumes of one pool. All of them are swapped in one commit, or none.
 	Volumes []string
-	// From is the backup: an id, a unique beginning of one, or "latest". Empty
-	// means the newest that holds all the volumes.
+	// From is the backup: an id, or a unique beginning of one. [Latest] and empty
+	// mean the newest that holds all the volumes.
 	From string
 	// Onto names an unused volume for a volume, both as the caller likes to
 	// name them. For the others one is chosen or created.
@@ -45,6 +45,10 @@ type RecoverOptions struct {
 	Progress func(backup.Progress)
 	Logger   *slog.Logger
 }
+
+// Latest is the newest backup: of the volumes for a recovery, else of the
+// repository.
+const Latest = "latest"
 
 // RecoverPhase is a part of a recovery.
 type RecoverPhase string

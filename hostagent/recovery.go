@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -187,17 +186,17 @@ func (r *recovery) checkVolume(ctx context.Context, v api.Volume) error {
 
 func (r *recovery) chooseBackup(ctx context.Context) error {
 	var err error
-	if r.o.From != "" {
-		r.backup, err = r.o.Repo.Get(ctx, r.o.From)
-	} else {
+	if r.o.From == "" || r.o.From == Latest {
 		r.backup, err = latestOfAll(ctx, r.o.Repo, r.volumes)
+	} else {
+		r.backup, err = r.o.Repo.Get(ctx, r.o.From)
 	}
 	if err != nil {
 		return err
 	}
 	r.result.Backup, r.result.Created = r.backup.ID, r.backup.Created
 	for _, v := range r.volumes {
-		from, err := imageFor(r.backup, v, "")
+		from, err := imageOf(r.backup, v)
 		if err != nil {
 			return err
 		}
@@ -216,27 +215,23 @@ func (r *recovery) chooseBackup(ctx context.Context) error {
 	return nil
 }
 
-// latestOfAll returns the newest backup that holds all the volumes.
+// latestOfAll returns the newest backup that holds all the volumes. Only UUIDs
+// count: a volume that is called the same may be another one.
 func latestOfAll(ctx context.Context, repo *backup.Repository, volumes []api.Volume) (backup.Backup, error) {
-	if len(volumes) == 1 {
-		return repo.Latest(ctx, volumes[0].UUID)
+	b, err := repo.Latest(ctx, ids(volumes)...)
+	if !errors.Is(err, backup.ErrNotFound) {
+		return b, err
 	}
-	backups, err := repo.List(ctx)
-	if err != nil {
-		return backup.Backup{}, err
-	}
-	for _, b := range slices.Backward(backups) {
-		holds := func(v api.Volume) bool {
-			return slices.ContainsFunc(b.Volumes, func(i backup.BackupVolume) bool { return i.UUID == v.UUID })
-		}
-		if b.Damaged == "" && !slices.ContainsFunc(volumes, func(v api.Volume) bool { return !holds(v) }) {
-			return b, nil
-		}
-	}
-	return backup.Backup{}, &backup.Error{
+	e := &backup.Error{
 		Kind: backup.ErrNotFound, Op: "look in " + repo.Location(), Object: list(volumes),
-		Detail: "no one backup holds all of these volumes", Remedy: "name a backup, or recover the volumes one after the other",
+		Detail: "no backup holds this volume",
+		Remedy: "see which there are with: swapback backup list; if the volume was made anew, name one with --from",
 	}
+	if len(volumes) > 1 {
+		e.Detail = "no one backup holds all of these volumes"
+		e.Remedy = "name one with --from, or recover the volumes one after the other"
+	}
+	return backup.Backup{}, e
 }
 
 // restore brings the images onto the spares.
@@ -304,6 +299,10 @@ func (r *recovery) failed(ctx context.Context, err error) error {
 		switch {
 		case s.Volume.UUID == "":
 		case r.result.Volumes[i].SpareCreated:
+			if now, lerr := r.o.Service.Volume(ctx, s.Volume.UUID); lerr == nil && sameContent(now, s.Volume.Position) != nil {
+				e.State = append(e.State, fmt.Sprintf("spare %s was created, shows what somebody else has put there now, and is left as it is", full(s.Volume)))
+				continue
+			}
 			if derr := r.o.Service.DeleteVolume(ctx, s.Volume.UUID, false); derr != nil {
 				e.State = append(e.State, fmt.Sprintf("spare %s was created and could not be deleted again (swapback volume delete %s): %v", full(s.Volume), full(s.Volume), derr))
 				continue

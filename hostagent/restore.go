@@ -22,6 +22,9 @@ type RestoreOptions struct {
 	Backup string
 	// Volume is the target, whose content is lost.
 	Volume string
+	// Seen is what the caller saw the target show when it decided that this may
+	// be lost; another content is refused. Nil means what it shows now.
+	Seen *api.Position
 	// From names the volume in the backup. Empty means the backup's only
 	// volume, or the one with the target's UUID, or else its name.
 	From string
@@ -40,15 +43,26 @@ type RestoreOptions struct {
 // neither the old nor the new one, and the error says so.
 func Restore(ctx context.Context, o RestoreOptions) (backup.RestoreResult, error) {
 	var none backup.RestoreResult
-	target, err := o.Service.Volume(ctx, o.Volume)
+	first, err := o.Service.Volume(ctx, o.Volume)
 	if err != nil {
 		return none, fmt.Errorf("restore: %w", err)
 	}
-	unlock, err := o.Locks.Volume(target)
+	unlock, err := o.Locks.Volume(first)
 	if err != nil {
-		return none, fmt.Errorf("restore onto volume %s: %w", full(target), err)
+		return none, fmt.Errorf("restore onto volume %s: %w", full(first), err)
 	}
 	defer unlock()
+	// Seen again: whoever had the lock before may have swapped it.
+	target, err := o.Service.Volume(ctx, first.UUID)
+	if err != nil {
+		return none, fmt.Errorf("restore: %w", err)
+	}
+	if o.Seen == nil {
+		o.Seen = &first.Position
+	}
+	if err := sameContent(target, *o.Seen); err != nil {
+		return none, fmt.Errorf("restore onto volume %s: %w", full(target), err)
+	}
 	b, err := o.Repo.Get(ctx, o.Backup)
 	if err != nil {
 		return none, fmt.Errorf("restore onto volume %s: %w", full(target), err)
@@ -88,9 +102,11 @@ func Restore(ctx context.Context, o RestoreOptions) (backup.RestoreResult, error
 }
 
 // restoreOnto attaches the target when need be (target then says so), writes the
-// image onto it and records the backup with the target's position.
+// image onto it and records the backup with the target's position. A target that
+// shows other content than target says is not written to.
 func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from backup.BackupVolume, o RestoreOptions) (backup.RestoreResult, error) {
 	var none backup.RestoreResult
+	seen := target.Position
 	if target.Device == "" {
 		v, err := o.Service.Attach(ctx, target.UUID, api.AttachRequest{})
 		if err != nil {
@@ -99,7 +115,14 @@ func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from 
 		*target = v
 		failpoint.Hit("restore: target attached")
 	}
+	var changed error
 	result, err := o.Repo.Restore(ctx, backup.RestoreOptions{
+		// While the device is held nobody can swap the volume or take the device
+		// away, so this look is good until the end.
+		Ready: func() error {
+			changed = stillTarget(ctx, o.Service, *target, seen)
+			return changed
+		},
 		Backup: b.ID, Volume: imageName(b, from), Target: target.Device,
 		// A volume that grew after the backup gets the image it had then; its
 		// tail reads as zeroes.
@@ -107,6 +130,9 @@ func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from 
 		StopAtDamage: true,
 		VerifyAfter:  o.VerifyAfter, Progress: o.Progress, Logger: o.Logger,
 	})
+	if changed != nil {
+		return none, fmt.Errorf("restore backup %s onto volume %s: %w", b.ID, full(*target), changed)
+	}
 	if err != nil {
 		err = fmt.Errorf("restore backup %s onto volume %s: %w", b.ID, full(*target), err)
 		if !errors.Is(err, backup.ErrInUse) {
@@ -124,14 +150,53 @@ func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from 
 	return result, nil
 }
 
+// sameContent refuses a volume that does not show what it was seen to show.
+func sameContent(v api.Volume, seen api.Position) error {
+	if v.Position.ID == seen.ID && v.Position.Generation == seen.Generation {
+		return nil
+	}
+	return &api.Error{
+		Code:    api.CodeGeneration,
+		Message: fmt.Sprintf("volume %s shows other content than when it was chosen: somebody has swapped it", full(v)),
+		Remedy:  fmt.Sprintf("see what it shows now (swapback volume show %s), and choose again", full(v)),
+	}
+}
+
+// stillTarget looks again at a volume whose device is open to be written to.
+func stillTarget(ctx context.Context, svc api.Service, v api.Volume, seen api.Position) error {
+	now, err := svc.Volume(ctx, v.UUID)
+	if err != nil {
+		return fmt.Errorf("look at it before it is written to: %w", err)
+	}
+	if err := sameContent(now, seen); err != nil {
+		return err
+	}
+	if now.Device != v.Device {
+		return &api.Error{
+			Code:    api.CodeGeneration,
+			Message: fmt.Sprintf("volume %s was detached, or attached anew, since it was chosen: %s is not its device", full(v), v.Device),
+			Remedy:  "try again",
+		}
+	}
+	return refuseQuarantine(now)
+}
+
+func refuseQuarantine(v api.Volume) error {
+	q := v.Position.Quarantine
+	if q == nil {
+		return nil
+	}
+	return &api.Error{
+		Code:    api.CodeQuarantined,
+		Message: fmt.Sprintf("volume %s is in quarantine: %s", full(v), q.Reason),
+		Remedy:  "it is evidence of a failure; release it first (swapback volume release), or use another volume",
+	}
+}
+
 // checkTarget refuses a volume that must not be written to.
 func checkTarget(ctx context.Context, svc api.Service, v api.Volume) error {
-	if q := v.Position.Quarantine; q != nil {
-		return &api.Error{
-			Code:    api.CodeQuarantined,
-			Message: fmt.Sprintf("volume %s is in quarantine: %s", full(v), q.Reason),
-			Remedy:  "it is evidence of a failure; release it first (swapback volume release), or use another volume",
-		}
+	if err := refuseQuarantine(v); err != nil {
+		return err
 	}
 	if v.ReadOnly {
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("volume %s is read-only", full(v)), Remedy: "detach it and attach it writable, or use another volume"}
@@ -166,17 +231,43 @@ func refuseHolders(ctx context.Context, svc api.Service, v api.Volume) error {
 	}
 }
 
-// imageFor finds the volume of a backup that belongs to a volume.
+// imageFor finds the volume of a backup to restore onto a volume. The target is
+// the caller's choice, so the only image that there is will do.
 func imageFor(b backup.Backup, v api.Volume, from string) (backup.BackupVolume, error) {
+	if from == "" {
+		return pick(b, full(v), hasUUID(v), hasName(v), func(backup.BackupVolume) bool { return len(b.Volumes) == 1 })
+	}
+	return pick(b, from, func(i backup.BackupVolume) bool {
+		return from == i.UUID || from == i.Name || from == i.Pool+"/"+i.Name
+	})
+}
+
+// imageOf finds the image of a volume in a backup. The name is enough when the
+// volume was made anew. Any other image is another volume's data: a recovery would
+// swap it in.
+func imageOf(b backup.Backup, v api.Volume) (backup.BackupVolume, error) {
+	i, err := pick(b, full(v), hasUUID(v), hasName(v))
+	var e *api.Error
+	if errors.As(err, &e) {
+		e.Remedy += fmt.Sprintf("; find a backup of this volume with: swapback backup list --volume %s\n"+
+			"  to bring another volume's data onto a volume use: swapback backup restore", full(v))
+	}
+	return i, err
+}
+
+func hasUUID(v api.Volume) func(backup.BackupVolume) bool {
+	return func(i backup.BackupVolume) bool { return i.UUID != "" && i.UUID == v.UUID }
+}
+
+func hasName(v api.Volume) func(backup.BackupVolume) bool {
+	return func(i backup.BackupVolume) bool { return i.Pool == v.Pool && i.Name == v.Name }
+}
+
+// pick returns the one volume of a backup that the first rule to match any
+// matches. want is what the error says was looked for.
+func pick(b backup.Backup, want string, rules ...func(backup.BackupVolume) bool) (backup.BackupVolume, error) {
 	var hits []backup.BackupVolume
-	for _, match := range []func(backup.BackupVolume) bool{
-		func(i backup.BackupVolume) bool { return from == "" && i.UUID != "" && i.UUID == v.UUID },
-		func(i backup.BackupVolume) bool { return from == "" && i.Pool == v.Pool && i.Name == v.Name },
-		func(i backup.BackupVolume) bool { return from == "" && len(b.Volumes) == 1 },
-		func(i backup.BackupVolume) bool {
-			return from != "" && (from == i.UUID || from == i.Name || from == i.Pool+"/"+i.Name)
-		},
-	} {
+	for _, match := range rules {
 		for _, i := range b.Volumes {
 			if match(i) {
 				hits = append(hits, i)
@@ -192,10 +283,6 @@ func imageFor(b backup.Backup, v api.Volume, from string) (backup.BackupVolume, 
 	var names []string
 	for _, i := range b.Volumes {
 		names = append(names, i.Pool+"/"+i.Name)
-	}
-	want := from
-	if want == "" {
-		want = full(v)
 	}
 	what := "has no volume"
 	if len(hits) > 1 {

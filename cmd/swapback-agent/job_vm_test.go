@@ -132,6 +132,53 @@ steps:
 	}
 }
 
+// TestStepUnmountsItsVolume: a step unmounts the volume to check it and fails
+// before it is mounted again; the recovery mounts it.
+func TestStepUnmountsItsVolume(t *testing.T) {
+	m := newMachine(t)
+	m.volume("db", "ext4", 32*MiB)
+	m.agent(runner.ExitDone, []string{"run", m.job(`
+volumes: [{name: db, mount: $DIR/db}]
+steps:
+  - {name: make, run: echo good > $DIR/db/data}
+  - name: check
+    save_point: true
+    retries: 1
+    run: |
+      test "$(cat $DIR/db/data)" = good
+      echo "check $SWAPBACK_ATTEMPT" > $DIR/db/data
+      if [ $SWAPBACK_ATTEMPT = 2 ]; then exit 0; fi
+      umount $DIR/db
+      e2fsck -f -n $SWAPBACK_DEVICE_DB
+      exit 8
+`)}, "exit code 8", "tank/db is not mounted on "+m.path("db")+" any more", "after 1 recovery")
+	m.holds("db", "data", "check 2")
+	m.holds("db-spare", "data", "check 1")
+}
+
+// TestStepMountsItsVolumeElsewhere: nothing is restored, and where it is mounted is
+// said.
+func TestStepMountsItsVolumeElsewhere(t *testing.T) {
+	m := newMachine(t)
+	m.volume("db", "ext4", 32*MiB)
+	m.agent(runner.ExitNotRestored, []string{"run", m.job(`
+volumes: [{name: db, mount: $DIR/db}]
+steps:
+  - {name: make, run: echo good > $DIR/db/data}
+  - name: move
+    save_point: true
+    run: |
+      mkdir $DIR/elsewhere
+      umount $DIR/db
+      mount -t ext4 $SWAPBACK_DEVICE_DB $DIR/elsewhere
+      exit 8
+`)}, "could not be put back", "mounted on "+m.path("elsewhere"), "tank/db is not mounted on "+m.path("db"))
+	if err := mount.Unmount(t.Context(), m.path("elsewhere")); err != nil {
+		t.Fatal(err)
+	}
+	m.holds("db", "data", "good")
+}
+
 // TestStraysDoNotHoldTheMount: what the step left running, as another user and
 // in another session, writes on and holds the mount; the recovery stops it.
 func TestStraysDoNotHoldTheMount(t *testing.T) {

@@ -190,6 +190,7 @@ func TestBackupErrors(t *testing.T) {
 		{"size differs", "backup restore latest --onto db --yes", api.CodeInvalid, exitUsage, ""},
 		{"repository exists", "repo init", api.CodeExists, exitFailed, ""},
 		{"unknown backup to recover", "recover log --from 20200101T000000", api.CodeNotFound, exitNotFound, ""},
+		{"latest is another volume's", "recover db --from latest", api.CodeNotFound, exitNotFound, "--from"},
 		{"unknown backup to delete", "backup delete 20200101T000000 --yes", api.CodeNotFound, exitNotFound, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

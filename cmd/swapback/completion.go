@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/hostagent"
 )
 
 // completionTimeout bounds what a press of the tab key may take.
@@ -72,7 +73,7 @@ func (a *app) completeBackups(n int) completer {
 		}
 		defer repo.Close()
 		list, err := repo.List(ctx)
-		names := []string{cobra.CompletionWithDesc("latest", "the newest backup")}
+		names := []string{cobra.CompletionWithDesc(hostagent.Latest, "the newest")}
 		for i := len(list) - 1; i >= 0; i-- {
 			names = append(names, cobra.CompletionWithDesc(list[i].ID, describeBackup(list[i])))
 		}

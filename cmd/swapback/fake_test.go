@@ -171,11 +171,19 @@ func (f *fakeService) GrowVolume(ctx context.Context, name string, size int64) (
 }
 
 func (f *fakeService) Attach(ctx context.Context, name string, req api.AttachRequest) (api.Volume, error) {
-	v, err := f.change(ctx, name, req)
-	if d := f.devices[v.Name]; d != "" {
-		v.Device = d
+	if v, err := f.Volume(ctx, name); err == nil {
+		f.setDevice(name, f.devices[v.Name])
 	}
-	return v, err
+	return f.change(ctx, name, req)
+}
+
+// setDevice gives a volume of devices its device, or takes it.
+func (f *fakeService) setDevice(name, device string) {
+	for i, v := range f.volumes {
+		if _, has := f.devices[v.Name]; has && (v.Name == name || v.UUID == name) {
+			f.volumes[i].Device = device
+		}
+	}
 }
 
 func (f *fakeService) SetDescendsFrom(ctx context.Context, name string, req api.DescendsRequest) (api.Volume, error) {
@@ -196,6 +204,7 @@ func (f *fakeService) OpenSnapshot(ctx context.Context, req api.SnapshotRequest)
 }
 
 func (f *fakeService) Detach(ctx context.Context, name string) (api.Volume, error) {
+	f.setDevice(name, "")
 	return f.change(ctx, name, "detach "+name)
 }
 

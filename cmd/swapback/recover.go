@@ -30,12 +30,13 @@ two, and quarantine the failed content, which stays whole under the other name.
 The volumes keep their names and devices. Several volumes come back together
 from one backup, in one swap, or none does.
 
-Without --from it is the latest backup of the volumes. Without --onto a volume
-named VOLUME-spare that nobody holds is taken, else one is created. A volume
-that is named with --onto is written over. Unmount the volumes first: a volume
-that somebody holds is refused with everybody named, and so is one that a job or
-another recovery is working on (locks are in $SWAPBACK_RUN_DIR, default
-/run/swapback).`,
+Without --from, and with --from latest, it is the latest backup that holds all of
+the volumes. A backup that is named has to hold them too, by UUID or POOL/NAME.
+Without --onto a volume named VOLUME-spare that nobody holds is taken, else one
+is created. A volume that is named with --onto is written over. Unmount the
+volumes first: a volume that somebody holds is refused with everybody named, and
+so is one that a job or another recovery is working on (locks are in
+$SWAPBACK_RUN_DIR, default /run/swapback).`,
 		Example: `  swapback recover db --repo /backups
   swapback recover db --from 20260301T120000 --onto db-spare
   swapback recover db log --onto db=spare1 --onto log=spare2 --reason "bad import"`,
@@ -75,7 +76,8 @@ func runRecover(ctx context.Context, a *app, o recoverOptions, names []string) e
 		return err
 	}
 	defer repo.Close()
-	if o.from != "" {
+	// The latest is that of the volumes, which the recovery looks up.
+	if o.from != "" && o.from != hostagent.Latest {
 		b, err := a.findBackup(ctx, repo, o.from)
 		if err != nil {
 			return err

@@ -102,7 +102,7 @@ func (a *app) restoreOnto(ctx context.Context, repo *backup.Repository, b backup
 	}
 	p.start = a.now() // the time until the answer is not the restore's
 	return hostagent.Restore(ctx, hostagent.RestoreOptions{
-		Service: c, Repo: repo, Locks: a.locks("backup restore"), Backup: b.ID, Volume: v.UUID, From: o.volume,
+		Service: c, Repo: repo, Locks: a.locks("backup restore"), Backup: b.ID, Volume: v.UUID, Seen: &v.Position, From: o.volume,
 		Overwrite: true, VerifyAfter: o.verify, Progress: p.update, Logger: a.logger(),
 	})
 }

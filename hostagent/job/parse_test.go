@@ -113,6 +113,19 @@ func TestMistakesDoNotQuoteVariables(t *testing.T) {
 	}
 }
 
+// TestMistakesDoNotQuoteArguments: an argument can be a secret as well, and one of
+// digits is easily written without quotes.
+func TestMistakesDoNotQuoteArguments(t *testing.T) {
+	for _, run := range []string{"[login, -p, 48151623]", "48151623", "[login, 4815.1623]", "[login, true, -p, 0x48151623]", "[login, {-p: 48151623}]", "[login, [48151623]]", `[login, "48151623`} {
+		_, err := Parse("job.yaml", []byte("name: j\nrepository: /r\nvolumes: [{name: a}]\nsteps:\n  - name: s\n    run: "+run+"\n"))
+		if err == nil {
+			t.Errorf("%s is taken", run)
+		} else if strings.Contains(err.Error(), "4815") || strings.Contains(err.Error(), `"true"`) {
+			t.Errorf("%s: %v", run, err)
+		}
+	}
+}
+
 // TestFileOfSomebodyElse: root runs no job that another user can write, as cron
 // does not: whoever writes the file says what root does.
 func TestFileOfSomebodyElse(t *testing.T) {

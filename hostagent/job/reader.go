@@ -123,7 +123,7 @@ func (r *reader) items(a at, f func(i int, item at)) {
 }
 
 // text returns a string. Numbers and the like are refused: YAML would have
-// changed how they are written.
+// changed how they are written. They are not quoted: they may be arguments.
 func (r *reader) text(a at) (string, bool) {
 	switch n := a.node.(type) {
 	case *ast.StringNode:
@@ -131,7 +131,7 @@ func (r *reader) text(a at) (string, bool) {
 	case *ast.LiteralNode:
 		return r.clean(a, n.Value.Value)
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		r.wrong(a, "want text, not %s; write %q in quotes", kind(a.node), a.node.GetToken().Value)
+		r.wrong(a, "want text, not %s; write it in quotes", kind(a.node))
 	default:
 		r.wrong(a, "want text, not %s", kind(a.node))
 	}

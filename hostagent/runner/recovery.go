@@ -53,7 +53,7 @@ func (r *run) mountText() string {
 		case v.mounted:
 			fmt.Fprintf(&b, "\n%s is mounted on %s", v.full(), v.want.Mount)
 		default:
-			fmt.Fprintf(&b, "\n%s is not mounted", v.full())
+			fmt.Fprintf(&b, "\n%s is not mounted on %s", v.full(), v.want.Mount)
 		}
 	}
 	return b.String()
@@ -122,7 +122,8 @@ func (r *run) recover(ctx context.Context, i int, end stepEnd) error {
 	rec.WholeSeconds = time.Since(start).Seconds()
 	r.res.Recoveries = append(r.res.Recoveries, rec)
 	r.fresh = true
-	r.state.s.Recovery = nil
+	// The pairs stay until the next phase: without them a recovery counts as one
+	// that has changed nothing yet.
 	r.state.s.Recoveries++
 	r.saveState()
 	failpoint.Hit("job: recovery recorded")

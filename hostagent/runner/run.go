@@ -202,6 +202,9 @@ func (r *run) all(ctx context.Context) (int, string) {
 			return ExitNotRestored, r.stoppedText(i)
 		}
 		if s.SavePoint && !(r.fresh && r.saved == i) {
+			if err := r.phase(SavePoint, i); err != nil && !r.stepped() {
+				return ExitRefused, r.notRecorded(err)
+			}
 			err := r.savePoint(i)
 			if err != nil && r.stopping() {
 				return ExitNotRestored, r.stoppedText(i)
@@ -211,6 +214,10 @@ func (r *run) all(ctx context.Context) (int, string) {
 			}
 		}
 		r.fresh = false
+		r.attempts[i]++
+		if err := r.phase(Stepping, i); err != nil && !r.stepped() {
+			return ExitRefused, r.notRecorded(err)
+		}
 		end := r.step(i)
 		if end.ok {
 			i++
@@ -253,22 +260,36 @@ func (r *run) title(i int) string {
 	return fmt.Sprintf("%d/%d %s", i+1, len(r.job.Steps), r.job.Steps[i].Name)
 }
 
-// phase records where the run stands. A state that can't be written is told
-// once; the job goes on without.
-func (r *run) phase(p Phase, i int) {
+// stepped tells whether a step has run. Before, a state that can't be written ends
+// the run: the file says that no step has run, so after a death the next run would
+// start over on what a step has done. From then on it says something that is
+// refused, and the job goes on.
+func (r *run) stepped() bool { return len(r.res.Steps) > 0 }
+
+func (r *run) notRecorded(err error) string {
+	return fmt.Sprintf("where the run stands can't be recorded, and no step has run: %v\nfree space in %s, or make it writable", err, r.o.StateDir)
+}
+
+// phase records where the run stands. A state that can't be written is told once.
+func (r *run) phase(p Phase, i int) error {
 	s := &r.state.s
 	s.Phase = p
+	if p != Recovering {
+		s.Recovery = nil
+	}
 	if i >= 0 {
 		s.Step, s.StepNumber, s.Attempt = r.job.Steps[i].Name, i+1, r.attempts[i]
 	}
-	r.saveState()
+	return r.saveState()
 }
 
-func (r *run) saveState() {
-	if err := r.state.save(); err != nil && !r.warnedSave {
+func (r *run) saveState() error {
+	err := r.state.save()
+	if err != nil && !r.warnedSave {
 		r.warnedSave = true
 		r.warn("where the run stands can't be recorded: %v", err)
 	}
+	return err
 }
 
 func (r *run) warn(format string, args ...any) {
@@ -307,6 +328,9 @@ func (r *run) end(ctx context.Context, code int, outcome string) Result {
 		Text: fmt.Sprintf("job %s %s in %s: %s", r.job.Name, word, seconds(r.res.Seconds), outcome),
 	})
 	s := &r.state.s
+	if !r.leaveAsIs {
+		s.Recovery = nil // else it is the one that failed
+	}
 	s.Phase, s.ExitCode, s.Outcome, s.Process = Ended, &code, outcome, nil
 	r.saveState()
 	failpoint.Hit("job: ended")

@@ -72,7 +72,7 @@ type VolumeState struct {
 	Mount  string `json:"mount,omitempty"`
 }
 
-// RecoveryState is a recovery under way.
+// RecoveryState is a recovery under way, or done with nothing recorded after it.
 type RecoveryState struct {
 	Phase string         `json:"phase"`
 	Pairs []RecoveryPair `json:"pairs,omitempty"`

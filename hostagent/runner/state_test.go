@@ -113,3 +113,82 @@ func FuzzDecodeState(f *testing.F) {
 		}
 	})
 }
+
+// TestDeathAfterARecovery: until the next phase is recorded the state tells of the
+// recovery that has just been done, and where its contents are.
+func TestDeathAfterARecovery(t *testing.T) {
+	w := newWorld(t, 10, "db")
+	if _, err := w.svc.Detach(t.Context(), "db"); err != nil {
+		t.Fatal(err)
+	}
+	o := w.options("[{name: db}]", "steps: [{name: one, run: 'put $SWAPBACK_DEVICE_DB bad; exit 1'}]")
+	var text string
+	w.svc.Before = func(m, _ string) error {
+		if m != "Detach" { // the run puts the volume away
+			return nil
+		}
+		s, err := ReadState(o.StateDir, "j")
+		if err != nil {
+			return err
+		}
+		s.Agent.Start = 1 // as if the agent were dead
+		text = strings.Join(Explain(t.Context(), w.svc, s), "\n")
+		return nil
+	}
+	w.run(o, ExitFailed)
+	says(t, text, "DIED", "tank/db shows the save point: the swap has happened", "the failed data is tank/db-spare, in quarantine")
+	if s, err := ReadState(o.StateDir, "j"); err != nil || s.Recovery != nil {
+		t.Errorf("a run that ended tells of a recovery under way: %+v %v", s, err)
+	}
+}
+
+// TestStateCannotBeWritten: no step runs while the file says that none has, since
+// the next run would start over on what the step had done. Later the file holds a
+// phase that is refused, and the run goes on.
+func TestStateCannotBeWritten(t *testing.T) {
+	const two = "[{name: one, run: touch one}, {name: two, run: touch two, save_point: true}]"
+	const refused = "where the run stands can't be recorded, and no step has run"
+	for _, c := range []struct {
+		name, steps string
+		when        string // the folder goes away
+		code        int
+		want        string
+		last        Phase // in the folder
+	}{
+		{"before a save point", "[{name: one, run: touch one}]", "Attach", ExitRefused, refused, Starting},
+		{"before a step", two, "Attach", ExitRefused, refused, Starting},
+		{"between them", "[{name: one, run: touch one}]", "OpenSnapshot", ExitRefused, refused, SavePoint},
+		{"later", two, "OpenSnapshot", ExitDone, "WARNING: where the run stands can't be recorded", SavePoint},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, 10, "db")
+			if _, err := w.svc.Detach(t.Context(), "db"); err != nil {
+				t.Fatal(err)
+			}
+			o := w.options("[{name: db}]", "steps: "+c.steps)
+			away := o.StateDir + "-away"
+			w.svc.Before = func(m, _ string) error {
+				if m != c.when {
+					return nil
+				}
+				return os.Rename(o.StateDir, away)
+			}
+			res, err := Run(t.Context(), w.stop, o)
+			if err != nil || res.ExitCode != c.code {
+				t.Fatalf("exit code %d, %v: %s", res.ExitCode, err, res.Outcome)
+			}
+			says(t, w.out.String(), c.want)
+			_, err = os.Stat(filepath.Join(w.dir, "one"))
+			if ran := err == nil; ran != (c.code == ExitDone) {
+				t.Errorf("the step has run: %v", ran)
+			}
+			if v, err := w.svc.Volume(t.Context(), "db"); err != nil || v.Device != "" {
+				t.Errorf("the volume is not put away: %+v %v", v, err)
+			}
+			s, err := ReadState(away, "j")
+			if err != nil || s.Phase != c.last {
+				t.Errorf("the state that was written last: %+v %v", s, err)
+			}
+		})
+	}
+}

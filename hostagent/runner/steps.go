@@ -19,7 +19,6 @@ const savePointTag = "save-point"
 
 // savePoint takes one backup of all volumes before step i.
 func (r *run) savePoint(i int) error {
-	r.phase(SavePoint, i)
 	start := time.Now()
 	s := r.job.Steps[i]
 	var names []string
@@ -74,9 +73,6 @@ const couldNotStart = 127
 // step runs step i once.
 func (r *run) step(i int) stepEnd {
 	s := r.job.Steps[i]
-	r.attempts[i]++
-	r.state.s.Process = nil
-	r.phase(Stepping, i)
 	text := "step " + r.title(i)
 	if n := r.attempts[i]; n > 1 {
 		text += fmt.Sprintf(", attempt %d", n)

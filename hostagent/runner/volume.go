@@ -165,6 +165,17 @@ func (r *run) unmount(ctx context.Context, v *volume) error {
 		return nil
 	}
 	start := time.Now()
+	// A step may have unmounted it. Mounted elsewhere it is refused by what comes
+	// next, with where.
+	at, err := mount.At(v.dir)
+	if err == nil && at == nil || errors.Is(err, os.ErrNotExist) {
+		v.mounted = false
+		r.story.Tell(story.Event{Event: story.Note, Volume: v.full(), Text: fmt.Sprintf("%s is not mounted on %s any more", v.full(), v.want.Mount)})
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", v.full(), err)
+	}
 	number, err := deviceNumber(v.v.Device)
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", v.full(), err)
