@@ -212,9 +212,15 @@ func (s *Swap) stageLocked() (err error) {
 		return nil
 	}
 	s.staged, err = s.pool.stage(func(m *metadata) error {
+		for i := 0; i < len(s.sides); i += 2 {
+			a, b := m.position(s.sides[i].after), m.position(s.sides[i+1].after)
+			// Both get a generation that neither volume has shown: what somebody saw
+			// behind one of them is told from all that it shows later.
+			a.Generation = max(a.Generation, b.Generation) + 1
+			b.Generation = a.Generation
+		}
 		for _, side := range s.sides {
 			m.volume(side.volume.UUID).Position = side.after
-			m.position(side.after).Generation++
 			if side.label != nil {
 				q := *side.label
 				m.position(side.volume.Position).Quarantine = &q

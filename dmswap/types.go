@@ -71,7 +71,7 @@ type VolumeInfo struct {
 // Position is the content behind a volume.
 type Position struct {
 	ID           UUID
-	Generation   uint64 // grows when the position is swapped or grown
+	Generation   uint64 // what a volume shows only grows: with each swap or grow of it
 	Stripes      int    // 1 is linear
 	StripeSize   int64  // bytes; 0 when linear
 	Segments     []Segment

@@ -324,8 +324,8 @@ func (p *Pool) Swapped(req api.SwapRequest) {
 	for _, pair := range req.Pairs {
 		a, b := p.Find(pair.A), p.Find(pair.B)
 		a.Position, b.Position = b.Position, a.Position
-		a.Position.Generation++
-		b.Position.Generation++
+		next := max(a.Position.Generation, b.Position.Generation) + 1
+		a.Position.Generation, b.Position.Generation = next, next
 	}
 }
 
