@@ -82,7 +82,7 @@ func (s *storm) defaultKills() int {
 		s.t.Fatal(err)
 	}
 	if strings.HasPrefix(info.Kernel, "6.") {
-		return 6
+		return 4
 	}
 	return 20
 }
