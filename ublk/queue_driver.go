@@ -112,7 +112,8 @@ func (q *queue) armWake() {
 }
 
 // entry gives a free submission entry. When there is none, which only requests
-// whose pages are registered by hand can bring about, the ring is emptied first.
+// that are cut or whose pages are registered by hand can bring about, the ring is
+// emptied first.
 func (q *queue) entry() *uring.SQE {
 	for {
 		if e := q.ring.NextSQE(); e != nil {
