@@ -61,11 +61,12 @@ func (q *queue) fetchedOK(tag uint16, res int32) bool {
 }
 
 // ended: a command will fetch no more. UBLK_IO_RES_ABORT is the orderly end; a
-// cancelled command ends in the same way.
+// cancelled command ends in the same way. Else the tag's request, if it has one,
+// is the driver's still, and only a successor gets it again.
 func (q *queue) ended(what string, res int32) {
 	q.live--
-	if e := unix.Errno(-res); e != unix.ENODEV && e != unix.ECANCELED && q.err == nil {
-		q.err = fmt.Errorf("%s: the driver refused to fetch: %w", what, e)
+	if e := unix.Errno(-res); e != unix.ENODEV && e != unix.ECANCELED {
+		q.fail(fmt.Errorf("%s: the driver refused to fetch: %w", what, e))
 	}
 }
 

@@ -39,7 +39,7 @@ func drive(t *testing.T, b *Backend, depth int) *driven {
 	changed := make(chan struct{}, 1)
 	q, err := newQueue(queueConfig{
 		depth: depth, ioBytes: 64 << 10, charFD: null, path: DataPathCopy, backend: b, gate: &gate{},
-		log: slog.New(slog.DiscardHandler), changed: changed,
+		log: slog.New(slog.DiscardHandler), changed: changed, broke: func(err error) { t.Error(err) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -339,9 +339,12 @@ func TestQueueKnowsAbort(t *testing.T) {
 	if d.live != 1 || d.err != nil {
 		t.Errorf("abort: %d live, %v", d.live, d.err)
 	}
+	var told []error
+	d.broke = func(err error) { told = append(told, err) }
 	d.fetchedOK(1, -int32(unix.EINVAL))
-	if d.live != 0 || !errors.Is(d.err, unix.EINVAL) {
-		t.Errorf("a refused fetch: %d live, %v", d.live, d.err)
+	d.fail(unix.EIO) // the first one counts
+	if d.live != 0 || !errors.Is(d.err, unix.EINVAL) || len(told) != 1 || !errors.Is(told[0], unix.EINVAL) {
+		t.Errorf("a refused fetch: %d live, %v, told %v", d.live, d.err, told)
 	}
 }
 
