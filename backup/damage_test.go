@@ -253,7 +253,8 @@ func TestReuseBeginsAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, refs, err := pack.ReadDirectory(t.Context(), m, id)
+	var refs []format.Ref
+	_, err = pack.ReadDirectory(t.Context(), m, id, func(_ int, r format.Ref) { refs = append(refs, r) })
 	if err != nil || len(refs) != 3*reuseSample {
 		t.Fatalf("%d blobs, %v", len(refs), err)
 	}

@@ -25,6 +25,7 @@ import (
 // Lock order: pack.mu before mu.
 type reuse struct {
 	store  store.Store
+	dirs   *pack.Directories
 	policy Reuse
 	log    *slog.Logger
 
@@ -54,12 +55,10 @@ func (k blobKey) ref(b knownBlob) format.Ref {
 }
 
 type reusePack struct {
-	mu      sync.Mutex
-	checked bool
-	bad     bool
-	blobs   map[uint32]format.Ref // by offset
-	asked   int                   // how many blobs were asked for
-	unread  []format.Ref          // used again without having been read
+	mu     sync.Mutex
+	bad    bool
+	asked  int          // how many blobs were asked for
+	unread []format.Ref // used again without having been read
 }
 
 const (
@@ -77,7 +76,7 @@ const (
 var errPoisoned = errors.New("a chunk that was used again is damaged")
 
 func (r *Repository) newReuse(policy Reuse, log *slog.Logger) *reuse {
-	return &reuse{store: r.store, policy: policy, log: log,
+	return &reuse{store: r.store, dirs: pack.NewDirectories(r.store), policy: policy, log: log,
 		known: make(map[blobKey]knownBlob), packs: make(map[format.ID]*reusePack)}
 }
 
@@ -209,28 +208,20 @@ func (u *reuse) find(ctx context.Context, reader *pack.Reader, hash format.Hash,
 func (u *reuse) trust(ctx context.Context, p *reusePack, reader *pack.Reader, ref format.Ref, scratch []byte) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.checked {
-		_, refs, err := pack.ReadDirectory(ctx, u.store, ref.Pack)
-		if err := u.judge(p, ref, err); err != nil {
-			return false, err
-		}
-		p.checked = true
-		p.blobs = make(map[uint32]format.Ref, len(refs))
-		for _, r := range refs {
-			p.blobs[r.Offset] = r
-		}
-	}
-	if p.bad || p.blobs[ref.Offset] != ref {
+	if p.bad {
 		return false, nil
 	}
-	p.asked++
-	if u.policy != ReuseVerified && (p.asked-1)%reuseSample != 0 {
-		p.unread = append(p.unread, ref)
-		return true, nil
+	listed, err := u.dirs.Lists(ctx, ref)
+	if listed && err == nil {
+		p.asked++
+		if u.policy != ReuseVerified && (p.asked-1)%reuseSample != 0 {
+			p.unread = append(p.unread, ref)
+			return true, nil
+		}
+		err = reader.Read(ctx, ref, scratch[:ref.Length])
 	}
-	err := u.judge(p, ref, reader.Read(ctx, ref, scratch[:ref.Length]))
-	if err != nil || !p.bad {
-		return err == nil, err
+	if err := u.judge(p, ref, err); err != nil || !p.bad {
+		return listed && err == nil, err
 	}
 	// What was taken from this pack on trust must be looked at after all.
 	for _, r := range p.unread {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ type verifying struct {
 	t       *tracker
 	good    map[place]bool // of volumes without damage
 	current map[place]bool // of the volume being looked at
-	packs   map[format.ID]packCheck
+	dirs    *pack.Directories
 
 	mu  sync.Mutex
 	bad []BadRange
@@ -33,11 +34,6 @@ type verifying struct {
 
 // errTooBad ends looking at a volume with very many damaged ranges.
 var errTooBad = errors.New("too many damaged ranges")
-
-type packCheck struct {
-	blobs map[uint32]format.Ref
-	err   error
-}
 
 // Verify reads backups back, all of them when no ID is given, and compares every
 // chunk with its hash. What several backups share is read once. The error is not
@@ -59,7 +55,7 @@ func (r *Repository) Verify(ctx context.Context, o VerifyOptions, ids ...string)
 	for _, b := range list {
 		total += b.Size()
 	}
-	vf := &verifying{r: r, o: o, rep: &rep, good: make(map[place]bool), packs: make(map[format.ID]packCheck)}
+	vf := &verifying{r: r, o: o, rep: &rep, good: make(map[place]bool), dirs: pack.NewDirectories(r.store)}
 	vf.t = track(PhaseVerify, total, -1, o.Progress)
 	defer vf.t.finish()
 	for _, b := range list {
@@ -124,7 +120,6 @@ func (vf *verifying) volume(ctx context.Context, b Backup, v BackupVolume) error
 		}
 		return true
 	}
-	// The producer calls the filter; it alone uses packs.
 	listed := func(ref format.Ref) bool {
 		if fresh(ref) {
 			vf.checkListed(ctx, ref)
@@ -151,25 +146,19 @@ func (vf *verifying) volume(ctx context.Context, b Backup, v BackupVolume) error
 // checkListed looks whether the blob's pack is whole and lists it. Restoring does
 // not need that, but using chunks again and rescue do.
 func (vf *verifying) checkListed(ctx context.Context, ref format.Ref) {
-	c, there := vf.packs[ref.Pack]
-	if !there {
-		_, refs, err := pack.ReadDirectory(ctx, vf.r.store, ref.Pack)
-		c = packCheck{err: err, blobs: make(map[uint32]format.Ref, len(refs))}
-		for _, r := range refs {
-			c.blobs[r.Offset] = r
-		}
-		vf.packs[ref.Pack] = c
-		if err != nil {
-			vf.other(err.Error())
-		}
-	}
-	if c.err == nil && c.blobs[ref.Offset] != ref {
+	listed, err := vf.dirs.Lists(ctx, ref)
+	if err != nil {
+		vf.other(err.Error())
+	} else if !listed {
 		vf.other(fmt.Sprintf("%s does not list the blob at offset %d", pack.Name(ref.Pack), ref.Offset))
 	}
 }
 
-// other notes what is wrong with a pack, up to a bound.
+// other notes what is wrong with a pack, once and up to a bound.
 func (vf *verifying) other(text string) {
+	if slices.Contains(vf.rep.Other, text) {
+		return
+	}
 	switch n := len(vf.rep.Other); {
 	case n < maxOther:
 		vf.rep.Other = append(vf.rep.Other, text)

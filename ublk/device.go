@@ -178,7 +178,9 @@ func (d *Device) Stats() Stats {
 }
 
 // Done is closed when the queues have ended: in Stop and Abandon, when another
-// process stops the device, or when a ring breaks. Err then tells why.
+// process stops the device, or when one of them can't go on, as when its ring
+// breaks. Err then tells why. After such an error the device waits for a successor,
+// as after Abandon, which is still to be called.
 func (d *Device) Done() <-chan struct{} { return d.done }
 
 // Err is nil until Done is closed, and after an orderly end.

@@ -91,6 +91,12 @@
 // tag of every queue in flight there is none, and kernel 6.12 needs up to 31
 // seconds; 7.3 does not wait.
 //
+// A queue that can't go on (its ring breaks, the driver refuses a command of one
+// tag) says so in the log and has all queues end as Abandon does: with them the
+// char device is closed, which makes the driver give the unanswered requests to a
+// successor. Until then they would wait beside queues that serve. Done is closed,
+// and Err says why.
+//
 // STOP_DEV fails what is in the page cache of the device; sync first. Teardown
 // keeps to this order: STOP_DEV, serve until every tag was aborted, end the queue
 // threads, close rings and mappings and the char device, DEL_DEV_ASYNC, wait until
@@ -108,7 +114,8 @@
 // # Locks
 //
 // Device.ending (Stop, Abandon) before Device.waking; Device.drain alone;
-// gate.mu innermost. The queues take none.
+// gate.mu innermost. The queues take none; one that fails takes gate.mu and
+// Device.waking, one after the other.
 //
 // # Go's scheduler
 //

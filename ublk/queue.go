@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"math"
@@ -47,8 +48,11 @@ type queueConfig struct {
 	log       *slog.Logger
 	// changed is told, without waiting, when a queue of a closed gate has
 	// acknowledged it or has nothing left in flight.
-	changed                chan struct{}
-	failures               *failures
+	changed  chan struct{}
+	failures *failures
+	// broke is told, on the queue's thread, of the first error after which some
+	// request would wait for ever.
+	broke                  func(error)
 	ungated, unregistrable bool // see Options
 }
 
@@ -75,7 +79,7 @@ type queue struct {
 	live    int        // commands that fetch and that the driver has not aborted
 	flight  int        // tags at the backend
 	current int        // tag being worked on, for a panic; else -1
-	err     error      // first command that failed other than by ABORT
+	err     error      // see fail
 	req     Request    // handed to a Handler, used again and again
 	tally   tally
 
@@ -176,7 +180,7 @@ func (q *queue) run() error {
 			// what is held: the driver gives it to the successor.
 			q.flush()
 			if err := q.ring.Enter(0); err != nil || !q.unflushed() {
-				return err
+				return cmp.Or(q.err, err)
 			}
 		}
 	}
@@ -334,10 +338,26 @@ func (q *queue) serve(ready chan<- error) error {
 		return err
 	}
 	ready <- nil
-	if err := q.run(); err != nil {
-		return fmt.Errorf("ublk: queue %d: %w", q.id, err)
+	return q.work()
+}
+
+// work is run, whose error it tells at once: the other queues may go on for long.
+func (q *queue) work() error {
+	err := q.run()
+	if err == nil {
+		return nil
 	}
-	return nil
+	q.fail(err)
+	return fmt.Errorf("ublk: queue %d: %w", q.id, err)
+}
+
+// fail keeps the first error and tells it.
+func (q *queue) fail(err error) {
+	if q.err != nil {
+		return
+	}
+	q.err = err
+	q.broke(fmt.Errorf("ublk: queue %d: %w", q.id, err))
 }
 
 // end gives everything back, once the queue's thread is gone (see onOwnThread),

@@ -172,7 +172,8 @@ func (q *queue) unflushed() bool {
 
 // committed: the driver has had a list of results. It answers how many bytes of
 // it it has handled; a result that it refuses, which would be a mistake of this
-// server, ends the list, and the rest is sent again without it.
+// server, ends the list, and the rest is sent again without it. Its request waits
+// for a successor, as in ended.
 func (q *queue) committed(list uint16, res int32) {
 	b := q.batch
 	l := &b.lists[list&1]
@@ -182,7 +183,7 @@ func (q *queue) committed(list uint16, res int32) {
 		return
 	}
 	handled := max(int(res), 0) / elemBytes
-	q.log.Error("ublk driver refused a result", "queue", q.id, "tag", l.elems[handled].Tag, "result", res)
+	q.fail(fmt.Errorf("tag %d: the driver refused its result with %d", l.elems[handled].Tag, res))
 	for _, e := range l.elems[handled+1 : n] {
 		// The other list has room: a tag is in one list only.
 		b.add(e)

@@ -2,7 +2,7 @@ package ublk
 
 import (
 	"bytes"
-	"log/slog"
+	"fmt"
 	"os"
 	"testing"
 	"unsafe"
@@ -14,7 +14,7 @@ import (
 func batchQueue(t *testing.T, depth int) (*queue, *bytes.Buffer) {
 	t.Helper()
 	log := &bytes.Buffer{}
-	q := &queue{queueConfig: queueConfig{depth: depth, gate: &gate{}, log: slog.New(slog.NewTextHandler(log, nil))}, slots: make([]slot, depth)}
+	q := &queue{queueConfig: queueConfig{depth: depth, gate: &gate{}, broke: func(err error) { fmt.Fprintln(log, err) }}, slots: make([]slot, depth)}
 	q.batch = &batch{}
 	for i := range q.batch.lists {
 		q.batch.lists[i].elems = make([]batchElem, depth)

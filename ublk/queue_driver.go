@@ -61,11 +61,12 @@ func (q *queue) fetchedOK(tag uint16, res int32) bool {
 }
 
 // ended: a command will fetch no more. UBLK_IO_RES_ABORT is the orderly end; a
-// cancelled command ends in the same way.
+// cancelled command ends in the same way. Else the tag's request, if it has one,
+// is the driver's still, and only a successor gets it again.
 func (q *queue) ended(what string, res int32) {
 	q.live--
-	if e := unix.Errno(-res); e != unix.ENODEV && e != unix.ECANCELED && q.err == nil {
-		q.err = fmt.Errorf("%s: the driver refused to fetch: %w", what, e)
+	if e := unix.Errno(-res); e != unix.ENODEV && e != unix.ECANCELED {
+		q.fail(fmt.Errorf("%s: the driver refused to fetch: %w", what, e))
 	}
 }
 
@@ -112,7 +113,8 @@ func (q *queue) armWake() {
 }
 
 // entry gives a free submission entry. When there is none, which only requests
-// whose pages are registered by hand can bring about, the ring is emptied first.
+// that are cut or whose pages are registered by hand can bring about, the ring is
+// emptied first.
 func (q *queue) entry() *uring.SQE {
 	for {
 		if e := q.ring.NextSQE(); e != nil {

@@ -31,10 +31,9 @@ func (q *queue) setup() error {
 
 // setupRing makes the ring and what requests need in it.
 func (q *queue) setupRing() error {
-	// A tag has at most one entry in the ring, or two when its pages have to be
-	// registered by hand; a batch and the wake come on top.
+	// Most requests take one entry at a time. For the others see entry.
 	var err error
-	if q.ring, err = uring.NewQueue(uint32(q.depth) + 4); err != nil {
+	if q.ring, err = uring.NewQueue(uint32(q.depth)+4, q.completions()); err != nil {
 		return err
 	}
 	// Saves a little per turn; without, the ring goes by its descriptor.
@@ -72,6 +71,17 @@ func (q *queue) setupRing() error {
 		return fmt.Errorf("the ring did not take %d of its commands", n)
 	}
 	return nil
+}
+
+// completions is how many can be there at once. A tag has one for each piece of
+// its request, or two when its pages have to be registered by hand; the lists of a
+// batch and the wake come on top.
+func (q *queue) completions() uint32 {
+	pieces := 1
+	if q.maxPiece > 0 {
+		pieces = int((uint64(q.ioBytes) + q.maxPiece - 1) / q.maxPiece)
+	}
+	return uint32(q.depth*max(pieces, 2) + fetchBuffers + 4)
 }
 
 // makeBuffers maps the copy path's buffers, one per tag.

@@ -39,7 +39,7 @@ func drive(t *testing.T, b *Backend, depth int) *driven {
 	changed := make(chan struct{}, 1)
 	q, err := newQueue(queueConfig{
 		depth: depth, ioBytes: 64 << 10, charFD: null, path: DataPathCopy, backend: b, gate: &gate{},
-		log: slog.New(slog.DiscardHandler), changed: changed,
+		log: slog.New(slog.DiscardHandler), changed: changed, broke: func(err error) { t.Error(err) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -117,6 +117,34 @@ func newFileBackend(t *testing.T, size int64) (*Backend, string) {
 	}
 	t.Cleanup(func() { b.Close() })
 	return b, path
+}
+
+// Every piece of every request may complete before one is looked at. What finds
+// no room waits in a list for which the kernel may have no memory.
+func TestRingHasRoomForEveryPiece(t *testing.T) {
+	const ioBytes = 64 << 10 // of driven queues
+	for name, c := range map[string]struct {
+		depth  int
+		most   uint32 // that the backend takes at once
+		pieces int
+	}{
+		"any size":        {64, 0, 1},
+		"whole":           {64, ioBytes, 1},
+		"two":             {64, ioBytes - 4096, 2},
+		"eight":           {64, ioBytes / 8, 8},
+		"single pages":    {16, 512, 16},
+		"shallow":         {1, ioBytes / 8, 8},
+		"a few and a bit": {128, 3 * 4096, 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, _ := newFileBackend(t, 1<<20)
+			b.limits.MaxIOSize = c.most
+			d := drive(t, b, c.depth)
+			if got, want := d.ring.CQEntries(), c.depth*max(c.pieces, 2)+fetchBuffers; got < want {
+				t.Errorf("room for %d completions, want %d", got, want)
+			}
+		})
+	}
 }
 
 func TestQueueReadsAndWritesTheBackend(t *testing.T) {
@@ -311,9 +339,12 @@ func TestQueueKnowsAbort(t *testing.T) {
 	if d.live != 1 || d.err != nil {
 		t.Errorf("abort: %d live, %v", d.live, d.err)
 	}
+	var told []error
+	d.broke = func(err error) { told = append(told, err) }
 	d.fetchedOK(1, -int32(unix.EINVAL))
-	if d.live != 0 || !errors.Is(d.err, unix.EINVAL) {
-		t.Errorf("a refused fetch: %d live, %v", d.live, d.err)
+	d.fail(unix.EIO) // the first one counts
+	if d.live != 0 || !errors.Is(d.err, unix.EINVAL) || len(told) != 1 || !errors.Is(told[0], unix.EINVAL) {
+		t.Errorf("a refused fetch: %d live, %v, told %v", d.live, d.err, told)
 	}
 }
 

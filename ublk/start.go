@@ -196,7 +196,7 @@ func (d *Device) startQueues(ctx context.Context) error {
 		q, err := newQueue(queueConfig{
 			id: i, depth: d.info.Depth, ioBytes: d.info.MaxIOBytes, charFD: fd, path: d.info.Flags.DataPath(), cpus: cpus,
 			backend: d.backend, gate: &d.gate, log: d.log, changed: d.changed,
-			failures: failures, ungated: d.ungated, unregistrable: d.unregistrable,
+			failures: failures, broke: d.broke, ungated: d.ungated, unregistrable: d.unregistrable,
 		})
 		if err != nil {
 			for _, q := range d.queues {
@@ -225,7 +225,7 @@ func (d *Device) startQueues(ctx context.Context) error {
 		unix.Close(fd)
 		d.err = errors.Join(errs...)
 		if d.err != nil {
-			d.log.Error("ublk queues ended", "device", d.info.ID, "error", d.err)
+			d.log.Error("ublk device has no server any more", "device", d.info.ID, "error", d.err)
 		}
 		close(d.done)
 	}()
@@ -236,6 +236,13 @@ func (d *Device) startQueues(ctx context.Context) error {
 		}
 	}
 	return first
+}
+
+// broke ends a device of which one queue can't go on, while the others can: its
+// clients would wait without anybody knowing. It is left as by Abandon.
+func (d *Device) broke(err error) {
+	d.log.Error("ublk queue failed; its device is left to a successor", "device", d.info.ID, "error", err)
+	d.setGate(gateLeave)
 }
 
 // undo removes what a failed start has made.

@@ -92,6 +92,10 @@ type Controller struct {
 	// serve the same pools.
 	lock    *os.File
 	metrics *metrics
+	// closing ends those who watch devices.
+	closing  context.Context
+	close    context.CancelFunc
+	watching sync.WaitGroup
 
 	mu      sync.Mutex
 	pools   map[string]*dmswap.Pool // by pool UUID
@@ -116,12 +120,14 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 		claims:  map[string]string{},
 		changes: map[string]changes{},
 	}
+	c.closing, c.close = context.WithCancel(context.Background())
 	c.metrics.registry.MustRegister(ioCollector{c})
 	if c.lock, err = lockDir(opt.RunDir); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
+			c.close()
 			c.lock.Close()
 		}
 	}()
@@ -270,6 +276,8 @@ func (c *Controller) refusePool(f dmswap.FoundPool, why string) {
 // devices are removed; without, they stay for a successor, their I/O held.
 // No other call may be under way.
 func (c *Controller) Close(ctx context.Context, stop bool) error {
+	c.close()
+	c.watching.Wait()
 	c.mu.Lock()
 	exports, pools := c.exports, c.pools
 	c.exports, c.pools = map[string]*export{}, map[string]*dmswap.Pool{}

@@ -30,10 +30,8 @@ func (c *Controller) describe(t target) api.Volume {
 	v.ReadOnly = v.ReadOnly || readOnly || v.Position.Quarantine != nil
 	switch {
 	case e == nil:
-	case e.dev == nil:
-		v.State, v.Error = api.StateFailed, e.failed.Error()
-	case e.dev.Err() != nil:
-		v.State, v.Error = api.StateFailed, e.dev.Err().Error()
+	case e.trouble() != nil:
+		v.State, v.Error = api.StateFailed, e.trouble().Error()
 	default:
 		v.State = api.StateServing
 		info := e.dev.Info()

@@ -216,6 +216,7 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	}
 	failpoint.Hit("serve: recorded")
 	c.setExport(t, e)
+	c.watch(t, e)
 	if adopt {
 		err := c.catchUp(ctx, t, e)
 		if e = c.export(t); e == nil {

@@ -23,11 +23,11 @@ func (s *swap) preflight(ctx context.Context) error {
 		if e == nil {
 			continue
 		}
-		if e.dev == nil {
+		if err := e.trouble(); err != nil {
 			return &api.Error{
 				Code:    api.CodeInternal,
-				Message: fmt.Sprintf("swap: volume %s should be served but is not: %v", t, e.failed),
-				Remedy:  "attach it, or detach it to swap it while nobody uses it",
+				Message: fmt.Sprintf("swap: volume %s should be served but is not: %v", t, err),
+				Remedy:  "pool check --repair serves it, or says why not; or detach it to swap it while nobody uses it",
 			}
 		}
 		s.served = append(s.served, i)

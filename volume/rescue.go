@@ -67,10 +67,8 @@ func (c *Controller) checkExport(ctx context.Context, t target) string {
 		return fmt.Sprintf("volume %s is marked attached but not served", t)
 	case e == nil:
 		return ""
-	case e.dev == nil:
-		return fmt.Sprintf("volume %s is not served: %v", t, e.failed)
-	case e.dev.Err() != nil:
-		return fmt.Sprintf("volume %s: its server has ended: %v", t, e.dev.Err())
+	case e.trouble() != nil:
+		return fmt.Sprintf("volume %s is not served: %v", t, e.trouble())
 	}
 	if size := e.dev.Limits().Size; size != uint64(t.info.Size) {
 		return fmt.Sprintf("volume %s has %d bytes, its block device %s shows %d", t, t.info.Size, e.dev.Path(), size)
@@ -176,9 +174,9 @@ func (c *Controller) serveRest(ctx context.Context, p *dmswap.Pool) {
 		}
 		switch e := c.export(t); {
 		case !t.info.Attached:
-		case e == nil || e.dev == nil:
-			_ = c.serveAgain(context.WithoutCancel(ctx), t) // shown with the volume
-		case e.dev.Err() == nil:
+		case e == nil || e.trouble() != nil:
+			_ = c.serveAnew(context.WithoutCancel(ctx), t, e) // shown with the volume
+		default:
 			if err := c.catchUp(context.WithoutCancel(ctx), t, e); err != nil {
 				c.log.Warn("block device not made anew", "volume", t.String(), "err", err)
 			}

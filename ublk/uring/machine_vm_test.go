@@ -28,7 +28,7 @@ func TestRingsInTheMachine(t *testing.T) {
 }
 
 func TestQueueRingsAreDeferred(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	if want := SetupSingleIssuer | SetupDeferTaskrun | SetupCoopTaskrun; r.Flags()&want != want {
 		t.Errorf("flags %#x: this kernel should have given %#x", r.Flags(), want)
 	}

@@ -64,7 +64,15 @@ type Ring struct {
 // of two) and twice as many completions. The flags are taken as they are; see
 // NewQueue for one that steps back on older kernels.
 func New(entries uint32, flags SetupFlags) (*Ring, error) {
+	return newRing(entries, 0, flags)
+}
+
+func newRing(entries, completions uint32, flags SetupFlags) (*Ring, error) {
 	p := params{Flags: uint32(flags | SetupClamp)}
+	if completions > 2*entries {
+		p.Flags |= uint32(SetupCQSize)
+		p.CQEntries = completions
+	}
 	fd, _, e := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
 	if e != 0 {
 		return nil, fmt.Errorf("uring: setting up a ring of %d entries with flags %#x: %w%s", entries, flags, e, setupHint(e))
@@ -84,8 +92,10 @@ func New(entries uint32, flags SetupFlags) (*Ring, error) {
 
 // NewQueue sets up a ring for a thread that submits and reaps by itself:
 // cooperative, single issuer, task work deferred until it waits. Kernels that
-// lack a flag get a ring without it. Call it on the locked thread.
-func NewQueue(entries uint32) (*Ring, error) {
+// lack a flag get a ring without it. It has room for that many completions, if
+// that is more than New would give, and at most 65536. Call it on the locked
+// thread.
+func NewQueue(entries, completions uint32) (*Ring, error) {
 	tries := []SetupFlags{
 		SetupSubmitAll | SetupCoopTaskrun | SetupSingleIssuer | SetupDeferTaskrun | SetupNoSQArray,
 		SetupSubmitAll | SetupCoopTaskrun | SetupSingleIssuer | SetupDeferTaskrun,
@@ -95,7 +105,7 @@ func NewQueue(entries uint32) (*Ring, error) {
 	var err error
 	for _, flags := range tries {
 		var r *Ring
-		if r, err = New(entries, flags); err == nil {
+		if r, err = newRing(entries, completions, flags); err == nil {
 			return r, nil
 		}
 		if !errors.Is(err, unix.EINVAL) {

@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newRing makes a queue ring on the test's own thread.
-func newRing(t *testing.T, entries uint32) *Ring {
+// queueRing makes a queue ring on the test's own thread.
+func queueRing(t *testing.T, entries, completions uint32) *Ring {
 	t.Helper()
 	runtime.LockOSThread()
 	t.Cleanup(runtime.UnlockOSThread)
-	r, err := NewQueue(entries)
+	r, err := NewQueue(entries, completions)
 	if !inTestMachine && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS)) {
 		t.Skipf("io_uring is switched off on this host: %v", err)
 	}
@@ -60,8 +60,36 @@ func one(t *testing.T, r *Ring) CQE {
 	}
 }
 
+func TestQueueHasRoomForItsCompletions(t *testing.T) {
+	for _, c := range []struct{ entries, completions, want uint32 }{
+		{8, 0, 16}, {8, 3, 16}, {8, 16, 16}, {8, 17, 32}, {8, 512, 512}, {64, 1 << 20, 1 << 16},
+	} {
+		r := queueRing(t, c.entries, c.completions)
+		if got := r.CQEntries(); got != int(c.want) || r.Entries() != int(c.entries) {
+			t.Errorf("%d entries and %d completions: room for %d and %d", c.entries, c.completions, r.Entries(), got)
+		}
+	}
+	// They all fit before one is taken.
+	r := queueRing(t, 8, 512)
+	for range 512 / 8 {
+		for range 8 {
+			r.NextSQE().PrepNop()
+		}
+		if err := r.Enter(0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	for ; r.Peek() != nil; n++ {
+		r.Advance()
+	}
+	if n != 512 || r.Overflows() != 0 {
+		t.Errorf("%d completions are there, %d found no room", n, r.Overflows())
+	}
+}
+
 func TestNopRoundTripsManyTimesAroundTheRing(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	next, reaped := uint64(0), uint64(0)
 	for reaped < 1000 {
 		for {
@@ -90,7 +118,7 @@ func TestNopRoundTripsManyTimesAroundTheRing(t *testing.T) {
 }
 
 func TestFullRingGivesNoEntry(t *testing.T) {
-	r := newRing(t, 4)
+	r := queueRing(t, 4, 0)
 	for i := range r.Entries() {
 		if s := r.NextSQE(); s == nil {
 			t.Fatalf("no entry %d of %d", i, r.Entries())
@@ -110,7 +138,7 @@ func TestFullRingGivesNoEntry(t *testing.T) {
 }
 
 func TestFixedFilesAndBuffers(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +189,7 @@ func TestFixedFilesAndBuffers(t *testing.T) {
 }
 
 func TestEventfdWakesAWaitingRing(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	efd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
@@ -187,14 +215,14 @@ func TestEventfdWakesAWaitingRing(t *testing.T) {
 }
 
 func TestEnterTimeout(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	if err := r.EnterTimeout(1, time.Millisecond); !errors.Is(err, ErrTimeout) {
 		t.Errorf("waiting for nothing: %v, want ErrTimeout", err)
 	}
 }
 
 func TestMsgRing(t *testing.T) {
-	newRing(t, 4) // skips where there is no io_uring
+	queueRing(t, 4, 0) // skips where there is no io_uring
 	from, err := New(4, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +243,7 @@ func TestMsgRing(t *testing.T) {
 }
 
 func TestWideEntries(t *testing.T) {
-	narrow := newRing(t, 4)
+	narrow := queueRing(t, 4, 0)
 	if narrow.NextSQE128() != nil {
 		t.Error("a ring of 64-byte entries gave out one of 128")
 	}
@@ -238,7 +266,7 @@ func TestWideEntries(t *testing.T) {
 }
 
 func TestHotPathDoesNotAllocate(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	n := testing.AllocsPerRun(100, func() {
 		r.NextSQE().PrepNop()
 		r.NextSQE().PrepNop()
@@ -253,7 +281,7 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 }
 
 func TestRegisteredRing(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	if err := r.RegisterSelf(); err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +310,7 @@ func TestRegisteredRing(t *testing.T) {
 // The runtime can interrupt a thread that waits in the kernel without having
 // told it: here to stop the world.
 func TestRawWaitIsInterrupted(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	before := runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 	defer runtime.GOMAXPROCS(before)
 	efd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
@@ -311,7 +339,7 @@ func TestRawWaitIsInterrupted(t *testing.T) {
 }
 
 func TestBufferRing(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
@@ -361,7 +389,7 @@ func TestBufferRing(t *testing.T) {
 }
 
 func TestSparseBuffersAreEmpty(t *testing.T) {
-	r := newRing(t, 8)
+	r := queueRing(t, 8, 0)
 	if err := r.RegisterSparseBuffers(4); err != nil {
 		t.Fatal(err)
 	}

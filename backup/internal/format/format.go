@@ -110,6 +110,9 @@ const (
 	// largest chunk, the directory and much room.
 	PackSize = 32 << 20
 	MaxPack  = 128 << 20
+	// MaxBlobs bounds the blobs of a pack. It is more than any writer has put into
+	// one: so many of a single byte make it close the pack.
+	MaxBlobs = PackSize/(BlobHeaderSize+1) + 1
 	// MaxText bounds the body of a text object.
 	MaxText = 16 << 20
 )

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -24,7 +25,7 @@ func TestFlippedBits(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		_, err = DecodeDirectory(p[f.DirOffset:][:f.DirSize()], f)
+		_, err = decodeDirectory(p[f.DirOffset:][:f.DirSize()], f)
 		return err
 	}
 	if err := read(p); err != nil {
@@ -222,6 +223,44 @@ func TestDecodeNodeRefuses(t *testing.T) {
 	}
 }
 
+func decodeDirectory(p []byte, f Footer) (refs []Ref, err error) {
+	d := f.Directory()
+	d.Decode(p, func(r Ref) { refs = append(refs, r) })
+	return refs, d.End()
+}
+
+// It may come in parts, and none of them may be missing.
+func TestDirectoryInParts(t *testing.T) {
+	p, refs := testPack()
+	f, err := DecodeFooter(p[len(p)-FooterSize:], int64(len(p)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, got := f.Directory(), []Ref(nil)
+	if err := d.End(); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("nothing of it: %v", err)
+	}
+	for i := range refs {
+		d.Decode(p[int(f.DirOffset)+i*DirEntrySize:][:DirEntrySize], func(r Ref) { got = append(got, r) })
+		if err := d.End(); (err == nil) != (i == len(refs)-1) {
+			t.Errorf("%d of %d entries: %v", i+1, len(refs), err)
+		}
+	}
+	if !slices.Equal(got, refs) {
+		t.Errorf("got %v, want %v", got, refs)
+	}
+}
+
+func TestFooterBoundsTheBlobs(t *testing.T) {
+	for n, ok := range map[int]bool{MaxBlobs: true, MaxBlobs + 1: false} {
+		p := AppendDirectory(nil, id(1), PackHeaderSize, make([]Ref, n))
+		_, err := DecodeFooter(p[len(p)-FooterSize:], int64(PackHeaderSize+len(p)))
+		if ok && err != nil || !ok && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%d blobs: %v", n, err)
+		}
+	}
+}
+
 func TestDirectoryRefuses(t *testing.T) {
 	_, refs := testPack()
 	for name, f := range map[string]func(r []Ref){
@@ -241,7 +280,7 @@ func TestDirectoryRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if _, err := DecodeDirectory(tail[:len(tail)-FooterSize], footer); !errors.Is(err, ErrCorrupt) {
+		if _, err := decodeDirectory(tail[:len(tail)-FooterSize], footer); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -311,7 +350,7 @@ func FuzzPack(f *testing.F) {
 		if footer.DirSize() > len(p) {
 			t.Fatalf("directory of %d bytes in a pack of %d", footer.DirSize(), len(p))
 		}
-		refs, err := DecodeDirectory(p[footer.DirOffset:][:footer.DirSize()], footer)
+		refs, err := decodeDirectory(p[footer.DirOffset:][:footer.DirSize()], footer)
 		if !check(err) {
 			return
 		}

@@ -134,7 +134,7 @@ func TestGoldenPack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := DecodeDirectory(p[f.DirOffset:][:f.DirSize()], f)
+	got, err := decodeDirectory(p[f.DirOffset:][:f.DirSize()], f)
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(refs) {
 		t.Errorf("directory is %v, %v", got, err)
 	}

@@ -3,6 +3,7 @@ package format
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 )
 
 // A pack is a header, blobs, a directory of the blobs, and a footer. Reading one
@@ -249,42 +250,72 @@ func DecodeFooter(p []byte, size int64) (f Footer, err error) {
 	if uint64(f.DirOffset)+uint64(f.Entries)*DirEntrySize+FooterSize != uint64(size) || f.DirOffset < PackHeaderSize {
 		return f, corrupt("its directory of %d entries at %d does not fit", f.Entries, f.DirOffset)
 	}
+	if f.Entries > MaxBlobs {
+		return f, corrupt("its directory has %d entries, which is more than %d", f.Entries, MaxBlobs)
+	}
 	return f, nil
 }
 
-// DirSize is the number of bytes at DirOffset that DecodeDirectory wants.
+// DirSize is the number of bytes of the directory, at DirOffset.
 func (f Footer) DirSize() int { return int(f.Entries) * DirEntrySize }
 
-// DecodeDirectory decodes the directory that the footer describes. The blobs
-// come in order, do not overlap and lie within the pack.
-func DecodeDirectory(dir []byte, f Footer) ([]Ref, error) {
-	if len(dir) != f.DirSize() {
-		return nil, truncated("%d of %d bytes of the directory are there", len(dir), f.DirSize())
-	}
-	if crc(dir) != f.dirCRC {
-		return nil, corrupt("checksum of the directory does not match")
-	}
-	refs := make([]Ref, f.Entries)
-	next := uint64(PackHeaderSize)
-	for i := range refs {
-		e, r := dir[i*DirEntrySize:], &refs[i]
-		copy(r.Hash[:], e)
-		r.Pack = f.Pack
-		r.Offset, r.Stored, r.Length = le.Uint32(e[32:]), le.Uint32(e[36:]), le.Uint32(e[40:])
-		r.Kind, r.Codec = Kind(e[44]), Codec(e[45])
-		if e[46] != 0 {
-			return nil, fmt.Errorf("%w: blob seal %d is unknown", ErrVersion, e[46])
+// Directory decodes the directory that a footer describes. It takes it in parts:
+// the whole of a crowded one is not worth its memory.
+type Directory struct {
+	f    Footer
+	i    uint32 // of the entry that comes next
+	next uint64 // offset of its blob
+	crc  uint32 // of what came before
+	err  error  // what is wrong with that, if its checksum is right
+}
+
+// Directory returns a decoder that has seen nothing yet.
+func (f Footer) Directory() *Directory { return &Directory{f: f, next: PackHeaderSize} }
+
+// Decode takes the next bytes, which are whole entries, and calls each for every
+// blob. The blobs come in order, do not overlap and lie within the pack. They are
+// to be believed when End says so.
+func (d *Directory) Decode(p []byte, each func(Ref)) {
+	d.crc = crc32.Update(d.crc, castagnoli, p)
+	for ; len(p) >= DirEntrySize && d.err == nil; p = p[DirEntrySize:] {
+		var r Ref
+		if r, d.err = d.entry(p); d.err == nil {
+			each(r)
 		}
-		if err := r.check(MaxChunk); err != nil {
-			return nil, err
-		}
-		if uint64(r.Offset) != next {
-			return nil, corrupt("entry %d of its directory is at %d, not at %d", i, r.Offset, next)
-		}
-		next += BlobHeaderSize + uint64(r.Stored)
 	}
-	if next != uint64(f.DirOffset) {
-		return nil, corrupt("its blobs end at %d, its directory begins at %d", next, f.DirOffset)
+}
+
+func (d *Directory) entry(e []byte) (r Ref, err error) {
+	copy(r.Hash[:], e)
+	r.Pack = d.f.Pack
+	r.Offset, r.Stored, r.Length = le.Uint32(e[32:]), le.Uint32(e[36:]), le.Uint32(e[40:])
+	r.Kind, r.Codec = Kind(e[44]), Codec(e[45])
+	if e[46] != 0 {
+		return r, fmt.Errorf("%w: blob seal %d is unknown", ErrVersion, e[46])
 	}
-	return refs, nil
+	if err := r.check(MaxChunk); err != nil {
+		return r, err
+	}
+	if uint64(r.Offset) != d.next {
+		return r, corrupt("entry %d of its directory is at %d, not at %d", d.i, r.Offset, d.next)
+	}
+	d.next += BlobHeaderSize + uint64(r.Stored)
+	d.i++
+	return r, nil
+}
+
+// End says what is wrong with the directory. The checksum comes first, so that
+// damage is not taken for a newer format.
+func (d *Directory) End() error {
+	switch {
+	case d.crc != d.f.dirCRC:
+		return corrupt("checksum of the directory does not match")
+	case d.err != nil:
+		return d.err
+	case d.i != d.f.Entries:
+		return truncated("%d of %d entries of the directory are there", d.i, d.f.Entries)
+	case d.next != uint64(d.f.DirOffset):
+		return corrupt("its blobs end at %d, its directory begins at %d", d.next, d.f.DirOffset)
+	}
+	return nil
 }

@@ -74,7 +74,8 @@ func TestWriteAndRead(t *testing.T) {
 	}
 	listed := 0
 	for _, id := range w.Packs() {
-		h, dir, err := ReadDirectory(t.Context(), m, id)
+		var dir []format.Ref
+		h, err := ReadDirectory(t.Context(), m, id, func(_ int, r format.Ref) { dir = append(dir, r) })
 		if err != nil || h.Session != (format.ID{2}) || h.Repository != (format.ID{1}) {
 			t.Errorf("pack %v: %+v, %v", id, h, err)
 		}
@@ -181,7 +182,7 @@ func TestWriterFailures(t *testing.T) {
 		}
 		for _, id := range w.Packs() {
 			if m.Object(Name(id)) != nil {
-				if _, _, err := ReadDirectory(t.Context(), m, id); err != nil {
+				if _, err := ReadDirectory(t.Context(), m, id, ignore); err != nil {
 					t.Errorf("failure %d: %v", fail, err)
 				}
 			}
@@ -201,23 +202,87 @@ func TestWriterCancelled(t *testing.T) {
 	}
 }
 
+func ignore(int, format.Ref) {}
+
 func TestReadDirectoryRefuses(t *testing.T) {
 	m := storetest.NewMem()
 	refs, w := fill(t, m, 3)
 	good, name := m.Object(Name(refs[0].Pack)), Name(w.Packs()[0])
 	other := NewID()
 	m.SetObject(Name(other), good) // a pack under another's name
-	if _, _, err := ReadDirectory(t.Context(), m, other); !errors.Is(err, format.ErrCorrupt) {
+	if _, err := ReadDirectory(t.Context(), m, other, ignore); !errors.Is(err, format.ErrCorrupt) {
 		t.Errorf("another's name: %v", err)
 	}
 	for _, n := range []int{0, 10, 80, 143, 144, len(good) - 64, len(good) - 1} {
 		m.SetObject(name, good[:n])
-		if _, _, err := ReadDirectory(t.Context(), m, refs[0].Pack); !IsDamage(err) {
+		if _, err := ReadDirectory(t.Context(), m, refs[0].Pack, ignore); !IsDamage(err) {
 			t.Errorf("%d bytes: %v", n, err)
 		}
 	}
 	m.SetObject(name, nil)
-	if _, _, err := ReadDirectory(t.Context(), m, refs[0].Pack); !IsDamage(err) {
+	if _, err := ReadDirectory(t.Context(), m, refs[0].Pack, ignore); !IsDamage(err) {
 		t.Errorf("gone: %v", err)
 	}
+}
+
+// No blobs are so small that a writer makes a pack that readers refuse.
+func TestPackOfTheSmallestBlobsIsRead(t *testing.T) {
+	m := storetest.NewMem()
+	w := NewWriter(m, WriterOptions{Kind: format.KindChunk})
+	wrote, payload := 0, []byte{1}
+	for first := true; first || w.w != nil; first = false {
+		if _, err := w.Add(t.Context(), format.Ref{Length: 1}, payload); err != nil {
+			t.Fatal(err)
+		}
+		wrote++
+	}
+	if err := w.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	listed := 0
+	_, err := ReadDirectory(t.Context(), m, w.Packs()[0], func(int, format.Ref) { listed++ })
+	if err != nil || listed != wrote {
+		t.Errorf("%d of %d blobs are listed, %v", listed, wrote, err)
+	}
+	t.Logf("%d blobs", wrote)
+}
+
+func TestDirectoriesRememberWithinABound(t *testing.T) {
+	m := storetest.NewMem()
+	refs, w := fill(t, m, 50)
+	d := NewDirectories(m)
+	lists := func(ref format.Ref, want bool) {
+		t.Helper()
+		if got, err := d.Lists(t.Context(), ref); got != want || err != nil {
+			t.Errorf("blob %v lists %v, %v", ref, got, err)
+		}
+	}
+	for _, ref := range refs {
+		lists(ref, true)
+		ref.Length++
+		lists(ref, false)
+		ref.Length--
+		ref.Offset++
+		lists(ref, false)
+	}
+	if len(d.packs) != len(w.Packs()) {
+		t.Errorf("%d of %d packs are remembered", len(d.packs), len(w.Packs()))
+	}
+	d.cost = maxListed // as if others had been read
+	gone := refs[0]
+	gone.Pack = NewID()
+	if _, err := d.Lists(t.Context(), gone); !IsDamage(err) || len(d.packs) != 1 || d.cost != listingCost {
+		t.Errorf("%v, %d packs of cost %d", err, len(d.packs), d.cost)
+	}
+	lists(refs[0], true)
+	// What a context broke off is no fault of the pack.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	other := refs[len(refs)-1]
+	m.Before = func(storetest.Op) error { return ctx.Err() }
+	if _, err := d.Lists(ctx, other); !errors.Is(err, context.Canceled) {
+		t.Errorf("broken off: %v", err)
+	}
+	m.Before = nil
+	lists(other, true)
 }
