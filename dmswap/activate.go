@@ -35,8 +35,9 @@ func (p *Pool) wantedDevices() []wanted {
 }
 
 // reconcile makes the kernel's devices agree with the committed metadata,
-// whatever a process that died left behind. The steps are such that no two
-// devices that serve I/O ever map one extent:
+// whatever a process that died left behind. It is for opening a pool: what an
+// operation that is under way has made would be remains to it. The steps are such
+// that no two devices that serve I/O ever map one extent:
 //
 //  1. Snapshots of the dead process are cut off: error targets.
 //  2. Volumes whose active table is not the committed one (a swap died between

@@ -356,9 +356,13 @@ func (p *Pool) Deactivate(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	for _, v := range list {
+	for i, v := range list {
 		if err := p.removeDevice(ctx, p.ref(v.UUID, "")); err != nil {
-			return errors.Join(p.inUse(v.Name, err), p.reconcile(context.WithoutCancel(ctx)))
+			err = p.inUse(v.Name, err)
+			for _, gone := range list[:i] {
+				err = errors.Join(err, p.recreate(ctx, gone))
+			}
+			return err
 		}
 		failpoint.Hit("deactivate: device removed")
 	}

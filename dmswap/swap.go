@@ -154,6 +154,9 @@ func (s *Swap) Execute(ctx context.Context) error {
 	if err == nil {
 		err = s.suspend(ctx)
 	}
+	if err == nil {
+		err = s.mustBeLoaded()
+	}
 	s.timing.Suspend = time.Since(start)
 	if err != nil {
 		return errors.Join(fmt.Errorf("swap of %s, nothing has changed: %w", s.names, err), s.undo(ctx))
@@ -194,6 +197,22 @@ func (s *Swap) suspend(ctx context.Context) error {
 	return parallel(s.refs(), func(ref dm.Ref) error {
 		return s.pool.kernel.Suspend(ctx, ref, dm.SuspendOptions{})
 	})
+}
+
+// mustBeLoaded refuses a device whose preloaded table is gone: a resume after the
+// commit would make its old table live again, and nothing would tell.
+func (s *Swap) mustBeLoaded() error {
+	for _, side := range s.sides {
+		info, err := s.pool.kernel.Info(side.ref)
+		if err != nil {
+			return fmt.Errorf("device of volume %s: %w", side.volume.Name, err)
+		}
+		if !info.Inactive {
+			return errf(ErrBusy, "try again; if dmsetup or another program works on the devices of the pool, stop it",
+				"the table that was loaded for volume %s is gone", side.volume.Name)
+		}
+	}
+	return nil
 }
 
 // stage writes what the commit needs but for its headers, and does nothing when

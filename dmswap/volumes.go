@@ -304,8 +304,24 @@ func (p *Pool) DeleteVolume(ctx context.Context, ref string) error {
 	}
 	p.mu.Unlock()
 	if err != nil {
-		return errors.Join(fmt.Errorf("volume %s not deleted: %w", v.Name, err), p.reconcile(context.WithoutCancel(ctx)))
+		return errors.Join(fmt.Errorf("volume %s not deleted: %w", v.Name, err), p.recreate(ctx, v))
 	}
+	return nil
+}
+
+// recreate makes the device of a claimed volume again that was to go. Nothing else
+// is touched: other volumes may be in the middle of something.
+func (p *Pool) recreate(ctx context.Context, v volumeRecord) error {
+	p.mu.Lock()
+	table := p.place().volumeTable(&v, p.meta.position(v.Position))
+	p.mu.Unlock()
+	info, err := p.createDevice(context.WithoutCancel(ctx), v, "", table)
+	if err != nil {
+		return &Error{Kind: ErrDamaged, Message: fmt.Sprintf("the device of volume %s could not be made again", v.Name), Err: err, Remedy: "say swapback pool check " + p.name + " --repair"}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.devices[v.UUID] = info.Path()
 	return nil
 }
 
