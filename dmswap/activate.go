@@ -25,8 +25,8 @@ type wanted struct {
 
 // wantedDevices lists the devices that the committed metadata asks for.
 func (p *Pool) wantedDevices() []wanted {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	list := make([]wanted, len(p.meta.Volumes))
 	for i, v := range p.meta.Volumes {
 		list[i] = wanted{v, p.ref(v.UUID, ""), p.place().volumeTable(&v, p.meta.position(v.Position))}

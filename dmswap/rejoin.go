@@ -33,7 +33,9 @@ func (p *Pool) Rejoin(ctx context.Context, disks []string) ([]int, error) {
 // returning finds the disks of members that take no part. Those that come back
 // on the disk that is open already keep it.
 func (p *Pool) returning(ctx context.Context, disks []string) (map[int]openMember, error) {
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return nil, err
+	}
 	defer p.mu.Unlock()
 	if p.state != nil {
 		return nil, p.state
@@ -134,9 +136,9 @@ func (p *Pool) rejoin(ctx context.Context, i int, o openMember) (err error) {
 		}
 	}
 	for _, w := range again {
-		p.mu.Lock()
+		p.mu.RLock()
 		path := p.devices[w.volume.UUID]
-		p.mu.Unlock()
+		p.mu.RUnlock()
 		if err := p.dropCache(path); err != nil {
 			p.log.Warn("cached pages not dropped", "volume", w.volume.Name, "err", err)
 		}

@@ -98,7 +98,9 @@ type snapshotGroup struct {
 // reserve commits the extents that old data is to go to.
 func (g *snapshotGroup) reserve(opt SnapshotOptions) error {
 	p := g.pool
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return err
+	}
 	defer p.mu.Unlock()
 	free, err := p.allocator()
 	if err != nil {
@@ -173,10 +175,10 @@ func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
 // snapshot's device.
 func (g *snapshotGroup) build(ctx context.Context, v volumeRecord) (string, error) {
 	p := g.pool
-	p.mu.Lock()
+	p.mu.RLock()
 	table := p.place().volumeTable(&v, p.meta.position(v.Position))
 	cow := p.meta.snapshot(v.UUID).Segments
-	p.mu.Unlock()
+	p.mu.RUnlock()
 
 	real, err := p.createDevice(ctx, v, suffixReal, table)
 	if err != nil {
@@ -282,9 +284,9 @@ func (g *snapshotGroup) tearDownOne(ctx context.Context, v volumeRecord) error {
 // straighten gives a volume its own table back.
 func (g *snapshotGroup) straighten(ctx context.Context, v volumeRecord) error {
 	p := g.pool
-	p.mu.Lock()
+	p.mu.RLock() // the volume may be suspended
 	w := wanted{v, p.ref(v.UUID, ""), p.place().volumeTable(&v, p.meta.position(v.Position))}
-	p.mu.Unlock()
+	p.mu.RUnlock()
 	again, _, err := p.prepareDevice(ctx, w)
 	failpoint.Hit("snapshot close: volume suspended")
 	if err == nil && again {

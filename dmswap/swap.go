@@ -83,8 +83,8 @@ func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error)
 // check fills sides and returns the tables they are to get.
 func (s *Swap) check(pairs []SwapPair, list []volumeRecord) ([]dm.Table, error) {
 	p := s.pool
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	var tables []dm.Table
 	for i, pair := range pairs {
 		a, b := list[2*i], list[2*i+1]
@@ -134,9 +134,13 @@ func (s *Swap) preload(ctx context.Context, tables []dm.Table) error {
 // is in flight above.
 //
 // When it returns an error nothing has been exchanged, the devices serve their
-// old positions and the swap has ended, with one exception: an error that is
+// old positions and the swap has ended, with two exceptions: an error that is
 // [ErrCommitted] means that the exchange is on the disks, but a device could
-// not be resumed. When ctx ends before the commit the swap is called off.
+// not be resumed; one that is [ErrDamaged] that it is unknown what the disks show,
+// since every write of the commit failed and could not be taken back, or that a
+// device is suspended. When ctx ends before the commit the swap is called off; the
+// commit itself waits for a disk that hangs, when only that disk knows whether it
+// counts.
 func (s *Swap) Execute(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -221,7 +225,9 @@ func (s *Swap) mustBeLoaded() error {
 // each time.
 func (s *Swap) stage() error {
 	p := s.pool
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return err
+	}
 	defer p.mu.Unlock()
 	return s.stageLocked()
 }
@@ -247,7 +253,9 @@ func (s *Swap) stageLocked() (err error) {
 // commit is the point of no return.
 func (s *Swap) commit(ctx context.Context) error {
 	p := s.pool
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return err
+	}
 	defer p.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
@@ -300,9 +308,9 @@ func (s *Swap) Timing() SwapTiming {
 // needs no pause. Nobody serves from there, so a failure harms nothing.
 func (s *Swap) DropCaches() {
 	for _, side := range s.sides {
-		s.pool.mu.Lock()
+		s.pool.mu.RLock()
 		path := s.pool.devices[side.volume.UUID]
-		s.pool.mu.Unlock()
+		s.pool.mu.RUnlock()
 		if err := s.pool.dropCache(path); err != nil {
 			s.pool.log.Warn("cached pages not dropped", "volume", side.volume.Name, "err", err)
 		}
