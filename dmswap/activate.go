@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,7 +111,10 @@ func (p *Pool) reconcile(ctx context.Context) error {
 	if err := p.learnDevices(want, resume); err != nil {
 		return err
 	}
-	return p.dropReservations()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err = p.dropReservations()
+	return err
 }
 
 // prepareDevice brings a device to where only a resume is missing, and tells
@@ -168,18 +172,19 @@ func (p *Pool) learnDevices(want, changed []wanted) error {
 	return nil
 }
 
-// dropReservations frees the extents of snapshots that nobody has open.
-func (p *Pool) dropReservations() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	dead := func(s *snapshotRecord) bool { return p.snaps[s.Volume] == nil }
-	if len(drop(p.meta.Snapshots, dead)) == len(p.meta.Snapshots) {
-		return nil
-	}
-	return p.commit(func(m *metadata) error {
-		m.Snapshots = drop(m.Snapshots, dead)
-		return nil
+// dropReservations frees the extents of snapshots that nobody has open or is
+// opening, but for those that the caller has claimed, and tells whether there were
+// any. The caller holds mu.
+func (p *Pool) dropReservations(claimed ...volumeRecord) (dropped bool, err error) {
+	left := drop(p.meta.Snapshots, func(s *snapshotRecord) bool {
+		mine := slices.ContainsFunc(claimed, func(v volumeRecord) bool { return v.UUID == s.Volume })
+		return p.snaps[s.Volume] == nil && (mine || p.busy[s.Volume] == "")
 	})
+	if len(left) == len(p.meta.Snapshots) {
+		return false, nil
+	}
+	err = p.commit(func(m *metadata) error { m.Snapshots = left; return nil })
+	return err == nil, err
 }
 
 // removeStrays removes devices of this pool that belong to no volume: the

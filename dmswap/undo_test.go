@@ -108,3 +108,69 @@ func TestASwapWhoseTableIsGone(t *testing.T) {
 		}
 	}
 }
+
+// TestASnapshotThatIsClosedWhileADiskHangs: it is closed, and only its extents stay
+// reserved, until the next snapshot, repair or delete.
+func TestASnapshotThatIsClosedWhileADiskHangs(t *testing.T) {
+	for name, next := range map[string]func(t *testing.T, p *Pool) error{
+		"snapshot": func(_ *testing.T, p *Pool) error {
+			s, err := p.OpenSnapshot(ctx, "a", SnapshotOptions{})
+			if err != nil {
+				return err
+			}
+			return s.Close(ctx)
+		},
+		"snapshot of another volume": func(_ *testing.T, p *Pool) error {
+			s, err := p.OpenSnapshot(ctx, "b", SnapshotOptions{})
+			if err != nil {
+				return err
+			}
+			return s.Close(ctx)
+		},
+		"repair": func(t *testing.T, p *Pool) error {
+			r, err := p.Repair(ctx, RepairOptions{KeepDir: t.TempDir()})
+			if len(r.Mended) != 1 {
+				t.Errorf("mended %v", r.Mended)
+			}
+			return err
+		},
+		"delete": func(_ *testing.T, p *Pool) error { return p.DeleteVolume(ctx, "a") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, _, w := swapWorld(t)
+			w.fail = nil
+			free := p.Info().FreeExtents
+			s, err := p.OpenSnapshot(ctx, "a", SnapshotOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			refuseCommits(w)
+			if err := s.Close(ctx); err != nil {
+				t.Errorf("the close: %v", err)
+			}
+			w.fail = nil
+			if v, _ := p.Volume("a"); v.Snapshot || v.Busy != "" {
+				t.Errorf("after it: %+v", v)
+			}
+			if r, err := p.Check(ctx); err != nil || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "reserved for a snapshot") {
+				t.Errorf("check: %+v, %v", r, err)
+			}
+			for range 2 {
+				if err := swapNow(p, SwapPair{A: "a", B: "b"}); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := next(t, p); err != nil {
+				t.Fatal(err)
+			}
+			mustCheck(t, p)
+			if name == "delete" {
+				free += 4
+			}
+			if got := p.Info().FreeExtents; got != free {
+				t.Errorf("%d extents are free, it were %d", got, free)
+			}
+			mustCheck(t, w.open(t))
+		})
+	}
+}

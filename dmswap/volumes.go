@@ -301,6 +301,7 @@ func (p *Pool) DeleteVolume(ctx context.Context, ref string) error {
 	err = p.commit(func(m *metadata) error {
 		m.Volumes = drop(m.Volumes, func(x *volumeRecord) bool { return x.UUID == v.UUID })
 		m.Positions = drop(m.Positions, func(x *positionRecord) bool { return x.ID == v.Position })
+		m.Snapshots = drop(m.Snapshots, func(x *snapshotRecord) bool { return x.Volume == v.UUID })
 		return nil
 	})
 	if err == nil {
