@@ -397,7 +397,8 @@ func (p *Pool) Deactivate(ctx context.Context) error {
 }
 
 // Destroy removes the volumes' devices, wipes the labels and the metadata from
-// the members that are there, and closes the pool. What the volumes held is lost.
+// the members that are there and can be written to, and closes the pool. What the
+// volumes held is lost.
 // When a device is in use nothing has changed.
 func (p *Pool) Destroy(ctx context.Context) error {
 	if err := p.Deactivate(ctx); err != nil && !errors.Is(err, ErrClosed) {
@@ -418,15 +419,19 @@ func (p *Pool) Destroy(ctx context.Context) error {
 	failpoint.Hit("pool delete: labels unfinished")
 	// The labels go first: without them the rest is only blocks.
 	for _, m := range p.store.members {
+		const keeps = "a member keeps its label, and brings back what lies on it: wipe it before it is connected again"
 		if m.disk == nil {
-			p.log.Warn("a missing member keeps its label: wipe it before it is used again", "disk", m.path)
+			p.log.Warn(keeps, "disk", m.path, "err", m.out)
 			continue
 		}
 		_, err := m.disk.WriteAt(alignedBuffer(labelSize), labelOffset)
 		if err == nil {
 			err = m.disk.Sync()
 		}
-		if err != nil {
+		switch {
+		case err != nil && m.out != nil:
+			p.log.Warn(keeps, "disk", m.path, "err", err)
+		case err != nil:
 			errs = append(errs, fmt.Errorf("wiping the label of %s: %w", m.path, err))
 		}
 		failpoint.Hit("pool delete: label wiped")
@@ -436,7 +441,7 @@ func (p *Pool) Destroy(ctx context.Context) error {
 			if m.disk == nil {
 				continue
 			}
-			if err := p.disks[i].Zero(ctx, slotsOffset, 2*m.label.SlotSize); err != nil {
+			if err := p.disks[i].Zero(ctx, slotsOffset, 2*m.label.SlotSize); err != nil && m.out == nil {
 				errs = append(errs, fmt.Errorf("wiping the metadata of %s: %w", m.path, err))
 			}
 		}
