@@ -267,3 +267,35 @@ func TestAHeaderThatWasNotSent(t *testing.T) {
 		t.Errorf("got\n%s", fingerprint(again))
 	}
 }
+
+// TestNobodyWaitsForADiskThatComesBack: it may hang, while it is looked at, too.
+func TestNobodyWaitsForADiskThatComesBack(t *testing.T) {
+	w := populated(t)
+	p, err := w.tryOpenOn(func(i int) bool { return i == 1 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	below := &hangingDisk{memberDisk: w.disks[1]}
+	letGo := below.hang()
+	d := patient(below, "disk1")
+	d.patience = time.Hour
+	done := make(chan error, 1)
+	go func() {
+		done <- p.rejoin(ctx, 1, openMember{disk: d, label: w.labels[1], device: memberDevice(1), path: "disk1", size: w.labels[1].DiskSize})
+	}()
+	for below.requests.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	looked := make(chan bool)
+	go func() { p.Volumes(); close(looked) }()
+	select {
+	case <-looked:
+	case <-time.After(time.Second):
+		t.Error("the pool can't be looked at")
+	}
+	letGo()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	mustCheck(t, p)
+}
