@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,8 +26,8 @@ type wanted struct {
 
 // wantedDevices lists the devices that the committed metadata asks for.
 func (p *Pool) wantedDevices() []wanted {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	list := make([]wanted, len(p.meta.Volumes))
 	for i, v := range p.meta.Volumes {
 		list[i] = wanted{v, p.ref(v.UUID, ""), p.place().volumeTable(&v, p.meta.position(v.Position))}
@@ -35,8 +36,9 @@ func (p *Pool) wantedDevices() []wanted {
 }
 
 // reconcile makes the kernel's devices agree with the committed metadata,
-// whatever a process that died left behind. The steps are such that no two
-// devices that serve I/O ever map one extent:
+// whatever a process that died left behind. It is for opening a pool: what an
+// operation that is under way has made would be remains to it. The steps are such
+// that no two devices that serve I/O ever map one extent:
 //
 //  1. Snapshots of the dead process are cut off: error targets.
 //  2. Volumes whose active table is not the committed one (a swap died between
@@ -109,7 +111,10 @@ func (p *Pool) reconcile(ctx context.Context) error {
 	if err := p.learnDevices(want, resume); err != nil {
 		return err
 	}
-	return p.dropReservations()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, err = p.dropReservations()
+	return err
 }
 
 // prepareDevice brings a device to where only a resume is missing, and tells
@@ -167,18 +172,19 @@ func (p *Pool) learnDevices(want, changed []wanted) error {
 	return nil
 }
 
-// dropReservations frees the extents of snapshots that nobody has open.
-func (p *Pool) dropReservations() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	dead := func(s *snapshotRecord) bool { return p.snaps[s.Volume] == nil }
-	if len(drop(p.meta.Snapshots, dead)) == len(p.meta.Snapshots) {
-		return nil
-	}
-	return p.commit(func(m *metadata) error {
-		m.Snapshots = drop(m.Snapshots, dead)
-		return nil
+// dropReservations frees the extents of snapshots that nobody has open or is
+// opening, but for those that the caller has claimed, and tells whether there were
+// any. The caller holds mu.
+func (p *Pool) dropReservations(claimed ...volumeRecord) (dropped bool, err error) {
+	left := drop(p.meta.Snapshots, func(s *snapshotRecord) bool {
+		mine := slices.ContainsFunc(claimed, func(v volumeRecord) bool { return v.UUID == s.Volume })
+		return p.snaps[s.Volume] == nil && (mine || p.busy[s.Volume] == "")
 	})
+	if len(left) == len(p.meta.Snapshots) {
+		return false, nil
+	}
+	err = p.commit(func(m *metadata) error { m.Snapshots = left; return nil })
+	return err == nil, err
 }
 
 // removeStrays removes devices of this pool that belong to no volume: the

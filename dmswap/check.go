@@ -15,7 +15,9 @@ import (
 // which an operation is under way are left out; the error is about the check
 // itself, what it finds is in the report.
 func (p *Pool) Check(ctx context.Context) (Report, error) {
-	p.mu.LockChanges()
+	if err := p.mu.TryLockChanges(); err != nil {
+		return Report{}, fmt.Errorf("checking pool %s: %w", p.name, err)
+	}
 	defer p.mu.UnlockChanges()
 	if p.disks == nil {
 		return Report{}, p.state
@@ -108,7 +110,7 @@ func (c *checker) metadata() error {
 	}
 	c.accounts()
 	for _, s := range p.meta.Snapshots {
-		if p.snaps[s.Volume] == nil && p.busy[s.Volume] == "" {
+		if p.snaps[s.Volume] == nil && p.busyWith(s.Volume) == "" {
 			c.problem("extents are reserved for a snapshot of volume %s, which is not open", s.Volume)
 		}
 	}
@@ -137,6 +139,8 @@ func (c *checker) accounts() {
 			c.problem("extents: member %d has %d, but %d are owned or free", i, m.Extents, n)
 		}
 	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	if p.lostPending() {
 		c.problem("extents are reserved for an operation that is not under way")
 	}
@@ -149,7 +153,7 @@ func (c *checker) volumes() error {
 	checked := 0
 	for i := range p.meta.Volumes {
 		v := &p.meta.Volumes[i]
-		if op := p.busy[v.UUID]; op != "" {
+		if op := p.busyWith(v.UUID); op != "" {
 			c.checked("volume %s is busy (%s): its device was left out", v.Name, op)
 			continue
 		}
@@ -232,7 +236,9 @@ func (c *checker) device(v *volumeRecord, suffix string, want dm.Table) error {
 
 // others looks for devices of this pool that nobody knows.
 func (c *checker) others() error {
+	c.pool.mu.RLock()
 	list, err := c.pool.strays()
+	c.pool.mu.RUnlock()
 	if err != nil {
 		return err
 	}

@@ -265,9 +265,10 @@ func newStore(opt CreateOptions, sizes []int64) (*store, *metadata) {
 
 // writeLabels puts the members in use or, with unfinished, takes them out of it.
 // What counts is the first label that is put in use, and the last that is taken
-// out.
+// out. A pool that is deleted goes without the disks that have died: they can't be
+// asked.
 func (s *store) writeLabels(unfinished bool) error {
-	for _, m := range s.members {
+	for i, m := range s.members {
 		if m.disk == nil || m.labelErr != nil && !unfinished {
 			continue // what is damaged is mended when somebody asks for it
 		}
@@ -277,7 +278,14 @@ func (s *store) writeLabels(unfinished bool) error {
 			err = m.disk.Sync()
 		}
 		if err != nil {
-			return fmt.Errorf("writing the label of %s: %w", m.path, err)
+			err = fmt.Errorf("writing the label of %s: %w", m.path, err)
+			if unfinished && m.out == nil && isDiskError(err) && len(s.present()) > 1 {
+				s.leaveOut(i, err)
+			}
+			if unfinished && m.out != nil {
+				continue
+			}
+			return err
 		}
 		if unfinished {
 			failpoint.Hit("label: taken out of use")

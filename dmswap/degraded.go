@@ -32,8 +32,8 @@ func (p *Pool) lacks(pos *positionRecord) string {
 // mustBeWhole refuses volumes that are degraded: what a grow or a snapshot makes
 // of them could not be undone when the member is back.
 func (p *Pool) mustBeWhole(list []volumeRecord) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	for _, v := range list {
 		if why := p.lacks(p.meta.position(v.Position)); why != "" {
 			return &DegradedError{Volume: v.Name, Why: why}

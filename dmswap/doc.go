@@ -29,6 +29,8 @@
 // its commit, but lets readers in while the commit waits for disks ([poolLock]). It is
 // never held while a device is suspended or resumed on behalf of a
 // volume. An operation first claims its volumes (under mu), then works on their
-// devices without mu, and takes mu again for the commit. Snapshot.mu is taken
+// devices without mu, and takes mu again for the commit. A commit may wait for a
+// disk that hangs, for as long as it does: what can be refused takes mu by TryLock,
+// and a claim is given back without waiting for a change. Snapshot.mu is taken
 // before Pool.mu, Swap.mu too; nothing takes them the other way round.
 package dmswap

@@ -124,8 +124,8 @@ func (d *Dump) label(i int, size int64) label { return d.meta.labelOf(i, d.about
 
 // Dump returns the committed metadata.
 func (p *Pool) Dump() (*Dump, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	if p.disks == nil {
 		return nil, p.state
 	}

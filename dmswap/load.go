@@ -107,7 +107,39 @@ func (s *store) mustBeNewest(states [][2]slotState, best *slotState) error {
 			}
 		}
 	}
-	return nil
+	return s.mustBeVouchedFor(states, best)
+}
+
+// mustBeVouchedFor refuses the best metadata when all members that have it have
+// another header that can't be read: that one may be of a newer commit. An answered
+// commit is on all members that take part, so one member of which everything can
+// be read is enough.
+func (s *store) mustBeVouchedFor(states [][2]slotState, best *slotState) error {
+	var why error
+	for i, m := range s.members {
+		if m.out != nil {
+			continue
+		}
+		has := false
+		var unreadable error
+		for j := range 2 {
+			st := &states[i][j]
+			has = has || st.err == nil && st.header.Generation == best.header.Generation
+			if st.headerUnreadable() {
+				unreadable = fmt.Errorf("disk %s metadata slot %s: %w", m.path, slotName(j), st.err)
+			}
+		}
+		switch {
+		case unreadable != nil:
+			why = errors.Join(why, unreadable)
+		case has:
+			return nil
+		}
+	}
+	return &Error{
+		Kind: ErrDamaged, Message: fmt.Sprintf("pool %s: the newest generation that can be read is %d, but what can't be read may be newer", best.meta.Pool.Name, best.header.Generation), Err: why,
+		Remedy: fmt.Sprintf("mend the disks (dmesg), or connect the other members; if there is nothing newer, go on with generation %d by swapback pool metadata dump and restore --force", best.header.Generation),
+	}
 }
 
 // place notes which slot of a member holds the best state, and returns the

@@ -122,7 +122,7 @@ func openPool(ctx context.Context, k kernel, members []openMember, log *slog.Log
 		name: name, uuid: meta.Pool.UUID, log: log, kernel: k, dropCache: drop, patience: removePatience,
 		store: s, meta: meta,
 		devices: map[UUID]string{}, busy: map[UUID]string{}, pending: map[string][]Segment{},
-		naming: map[string]bool{}, snaps: map[UUID]*Snapshot{},
+		naming: map[string]bool{}, snaps: map[UUID]*Snapshot{}, mu: newPoolLock(),
 	}
 	place := placement{extentSize: meta.Pool.ExtentSize, members: meta.Members, devices: make([]dm.Device, len(members))}
 	for i, o := range members {
@@ -133,7 +133,7 @@ func openPool(ctx context.Context, k kernel, members []openMember, log *slog.Log
 		}
 	}
 	p.placed.Store(&place)
-	s.unguarded = p.mu.Unguarded
+	s.unguarded, s.stuck = p.mu.Unguarded, p.stuck
 	if err := p.reconcile(ctx); err != nil {
 		return nil, fmt.Errorf("pool %s: bringing the devices to the committed map: %w", name, err)
 	}

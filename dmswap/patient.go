@@ -29,6 +29,15 @@ type patientDisk struct {
 	from time.Time // when it was made
 }
 
+// lateError is the error of a request that was left behind. Who has to know how it
+// ends finds that in answer.
+type lateError struct {
+	error
+	answer <-chan error
+}
+
+func (e *lateError) Unwrap() error { return e.error }
+
 func patient(d memberDisk, path string) *patientDisk {
 	return &patientDisk{memberDisk: d, path: path, patience: diskPatience}
 }
@@ -44,14 +53,16 @@ func (d *patientDisk) do(ctx context.Context, what string, patience time.Duratio
 	from := time.Now()
 	done := make(chan error) // taken, or the request is late
 	gaveUp := make(chan struct{})
+	answer := make(chan error, 1)
 	go func() {
 		err := request()
 		select {
 		case done <- err:
 		case <-gaveUp:
 			d.mu.Lock()
-			defer d.mu.Unlock()
 			d.late--
+			d.mu.Unlock()
+			answer <- err
 		}
 	}()
 	timer := time.NewTimer(patience)
@@ -72,7 +83,7 @@ func (d *patientDisk) do(ctx context.Context, what string, patience time.Duratio
 	if err != nil {
 		return err
 	}
-	return d.hung()
+	return &lateError{d.hung(), answer}
 }
 
 // hung is the error of a disk that owes an answer, or nil. The caller holds mu.

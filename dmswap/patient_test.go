@@ -14,6 +14,8 @@ type hangingDisk struct {
 	memberDisk
 	hold     atomic.Pointer[chan struct{}]
 	requests atomic.Int32
+	headers  atomic.Pointer[chan struct{}] // hold for durable writes
+	pass     atomic.Int32                  // durable writes before they are held
 }
 
 func (d *hangingDisk) hang() (letGo func()) {
@@ -23,6 +25,26 @@ func (d *hangingDisk) hang() (letGo func()) {
 		d.hold.Store(nil)
 		close(c)
 	}
+}
+
+// hangHeaders is hang for durable writes only.
+func (d *hangingDisk) hangHeaders() (letGo func()) { return d.hangHeadersAfter(0) }
+
+func (d *hangingDisk) hangHeadersAfter(n int32) (letGo func()) {
+	c := make(chan struct{})
+	d.pass.Store(n)
+	d.headers.Store(&c)
+	return func() {
+		d.headers.Store(nil)
+		close(c)
+	}
+}
+
+func (d *hangingDisk) WriteDurable(p []byte, off int64) error {
+	if c := d.headers.Load(); c != nil && d.pass.Add(-1) < 0 {
+		<-*c
+	}
+	return d.memberDisk.WriteDurable(p, off)
 }
 
 func (d *hangingDisk) wait() {

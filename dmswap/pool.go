@@ -54,7 +54,7 @@ type Pool struct {
 	// dropCache drops the page cache of a device of the kernel.
 	dropCache func(path string) error
 
-	mu      poolLock
+	mu      *poolLock
 	store   *store
 	meta    *metadata // committed; replaced, never changed
 	devices map[UUID]string
@@ -151,7 +151,9 @@ func (p *Pool) volumeInfo(v *volumeRecord) VolumeInfo {
 // records as they stay until release is called. A volume with a snapshot open
 // is refused.
 func (p *Pool) claim(operation string, refs ...string) (list []volumeRecord, release func(), err error) {
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return nil, nil, err
+	}
 	defer p.mu.Unlock()
 	if p.state != nil {
 		return nil, nil, p.state
@@ -176,12 +178,22 @@ func (p *Pool) claim(operation string, refs ...string) (list []volumeRecord, rel
 		p.busy[v.UUID] = operation
 	}
 	return list, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
+		// Not with Lock: a swap ends, and its volumes go on, while somebody else's
+		// commit waits for a disk.
+		p.mu.RLock()
+		defer p.mu.RUnlock()
 		for _, v := range list {
 			delete(p.busy, v.UUID)
 		}
 	}, nil
+}
+
+// busyWith tells which operation has a volume claimed. A claim is given back at any
+// time, also while the caller keeps others from changing the pool.
+func (p *Pool) busyWith(volume UUID) string {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.busy[volume]
 }
 
 // mustBeIdle refuses a volume that another operation has claimed. The caller
@@ -239,6 +251,14 @@ func (p *Pool) publish(st *staged) error {
 	return nil
 }
 
+// stuck has others refused while a commit waits for a disk, and with nil no more.
+func (p *Pool) stuck(why error) {
+	if why != nil {
+		why = fmt.Errorf("pool %s: another change is under way and waits for a disk: %w", p.name, why)
+	}
+	p.mu.Stuck(why)
+}
+
 // SetVolume changes attributes of a volume, named by name or UUID. set is
 // called once, under the pool's lock.
 func (p *Pool) SetVolume(ctx context.Context, ref string, set func(*VolumeAttrs)) error {
@@ -277,7 +297,9 @@ func (p *Pool) setRecord(ctx context.Context, ref string, change func(*volumeRec
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return err
+	}
 	defer p.mu.Unlock()
 	v, err := p.find(ref)
 	if err != nil {
@@ -306,7 +328,8 @@ func (p *Pool) ref(volume UUID, suffix string) dm.Ref {
 }
 
 // Close ends the use of the pool by this process. The volumes' devices stay in
-// the kernel for the next Open. Snapshots that are still open are ended.
+// the kernel for the next Open. Snapshots that are still open are ended. It waits
+// for a commit under way, however long a disk takes that it depends on.
 func (p *Pool) Close() error {
 	ctx := context.Background()
 	var errs []error
@@ -329,8 +352,8 @@ func (p *Pool) Close() error {
 }
 
 func (p *Pool) openSnapshots() []*Snapshot {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	var list []*Snapshot
 	for _, s := range p.snaps {
 		list = append(list, s)
@@ -356,9 +379,13 @@ func (p *Pool) Deactivate(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	for _, v := range list {
+	for i, v := range list {
 		if err := p.removeDevice(ctx, p.ref(v.UUID, "")); err != nil {
-			return errors.Join(p.inUse(v.Name, err), p.reconcile(context.WithoutCancel(ctx)))
+			err = p.inUse(v.Name, err)
+			for _, gone := range list[:i] {
+				err = errors.Join(err, p.recreate(ctx, gone))
+			}
+			return err
 		}
 		failpoint.Hit("deactivate: device removed")
 	}
@@ -370,7 +397,8 @@ func (p *Pool) Deactivate(ctx context.Context) error {
 }
 
 // Destroy removes the volumes' devices, wipes the labels and the metadata from
-// the members that are there, and closes the pool. What the volumes held is lost.
+// the members that are there and can be written to, and closes the pool. What the
+// volumes held is lost.
 // When a device is in use nothing has changed.
 func (p *Pool) Destroy(ctx context.Context) error {
 	if err := p.Deactivate(ctx); err != nil && !errors.Is(err, ErrClosed) {
@@ -391,15 +419,19 @@ func (p *Pool) Destroy(ctx context.Context) error {
 	failpoint.Hit("pool delete: labels unfinished")
 	// The labels go first: without them the rest is only blocks.
 	for _, m := range p.store.members {
+		const keeps = "a member keeps its label, and brings back what lies on it: wipe it before it is connected again"
 		if m.disk == nil {
-			p.log.Warn("a missing member keeps its label: wipe it before it is used again", "disk", m.path)
+			p.log.Warn(keeps, "disk", m.path, "err", m.out)
 			continue
 		}
 		_, err := m.disk.WriteAt(alignedBuffer(labelSize), labelOffset)
 		if err == nil {
 			err = m.disk.Sync()
 		}
-		if err != nil {
+		switch {
+		case err != nil && m.out != nil:
+			p.log.Warn(keeps, "disk", m.path, "err", err)
+		case err != nil:
 			errs = append(errs, fmt.Errorf("wiping the label of %s: %w", m.path, err))
 		}
 		failpoint.Hit("pool delete: label wiped")
@@ -409,7 +441,7 @@ func (p *Pool) Destroy(ctx context.Context) error {
 			if m.disk == nil {
 				continue
 			}
-			if err := p.disks[i].Zero(ctx, slotsOffset, 2*m.label.SlotSize); err != nil {
+			if err := p.disks[i].Zero(ctx, slotsOffset, 2*m.label.SlotSize); err != nil && m.out == nil {
 				errs = append(errs, fmt.Errorf("wiping the metadata of %s: %w", m.path, err))
 			}
 		}

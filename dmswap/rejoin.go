@@ -33,7 +33,9 @@ func (p *Pool) Rejoin(ctx context.Context, disks []string) ([]int, error) {
 // returning finds the disks of members that take no part. Those that come back
 // on the disk that is open already keep it.
 func (p *Pool) returning(ctx context.Context, disks []string) (map[int]openMember, error) {
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return nil, err
+	}
 	defer p.mu.Unlock()
 	if p.state != nil {
 		return nil, p.state
@@ -45,7 +47,9 @@ func (p *Pool) returning(ctx context.Context, disks []string) (map[int]openMembe
 		}
 	}
 	for _, path := range disks {
-		o, err := p.openReturning(ctx, path, found)
+		var o *openMember
+		var err error
+		p.mu.Unguarded(func() { o, err = p.openReturning(ctx, path, found) })
 		if err != nil {
 			for _, o := range found {
 				closeNew(p, o)
@@ -67,16 +71,21 @@ func closeNew(p *Pool, o openMember) {
 }
 
 // openReturning opens a disk if it is one of a member that takes no part and is
-// not open. The caller holds mu.
+// not open. The caller keeps others from changing the pool.
 func (p *Pool) openReturning(ctx context.Context, path string, found map[int]openMember) (*openMember, error) {
 	d, err := openBlockDevice(path, true, 0)
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
-	l, labelErr := readLabel(d)
+	disk := patient(d, path)
+	l, labelErr := readLabel(disk)
+	if errors.Is(labelErr, ErrBusy) {
+		d.Close()
+		return nil, labelErr
+	}
 	if labelErr != nil {
 		ok := false
-		if l, ok = recognise(d, d.size, 0); !ok {
+		if l, ok = recognise(disk, d.size, 0); !ok {
 			d.Close()
 			return nil, labelError(path, labelErr)
 		}
@@ -95,7 +104,7 @@ func (p *Pool) openReturning(ctx context.Context, path string, found map[int]ope
 		d.Close()
 		return nil, err
 	}
-	return &openMember{patient(d, path), l, labelErr, d.number, path, d.size}, nil
+	return &openMember{disk, l, labelErr, d.number, path, d.size}, nil
 }
 
 func (p *Pool) firstLabel() label {
@@ -134,9 +143,9 @@ func (p *Pool) rejoin(ctx context.Context, i int, o openMember) (err error) {
 		}
 	}
 	for _, w := range again {
-		p.mu.Lock()
+		p.mu.RLock()
 		path := p.devices[w.volume.UUID]
-		p.mu.Unlock()
+		p.mu.RUnlock()
 		if err := p.dropCache(path); err != nil {
 			p.log.Warn("cached pages not dropped", "volume", w.volume.Name, "err", err)
 		}
@@ -205,8 +214,12 @@ func (p *Pool) examine(m *member) error {
 	}
 	best := &slotState{header: slotHeader{Generation: p.meta.Generation, BodyLen: int64(len(body)), BodyCRC: crc(body)}, body: body, meta: p.meta}
 	var states [2]slotState
+	p.mu.Unguarded(func() {
+		for j := range states {
+			states[j] = readSlot(m.disk, &m.label, j)
+		}
+	})
 	for j := range states {
-		states[j] = readSlot(m.disk, &m.label, j)
 		if errors.Is(states[j].err, errNewer) {
 			return states[j].err
 		}

@@ -142,13 +142,8 @@ func (r *repairer) reservations(context.Context) error {
 		clear(p.pending)
 		r.mend("extents that were reserved for an operation that has ended are free")
 	}
-	dead := func(s *snapshotRecord) bool { return p.snaps[s.Volume] == nil && p.busy[s.Volume] == "" }
-	left := drop(p.meta.Snapshots, dead)
-	if len(left) == len(p.meta.Snapshots) {
-		return nil
-	}
-	err := p.commit(func(m *metadata) error { m.Snapshots = left; return nil })
-	if err == nil {
+	dropped, err := p.dropReservations()
+	if dropped {
 		r.mend("extents that were reserved for a snapshot that is not open are free")
 	}
 	return err

@@ -116,6 +116,11 @@ type slotState struct {
 	err    error // why the slot does not count, or nil
 }
 
+// headerUnreadable tells that it is not known which generation the slot holds.
+func (s *slotState) headerUnreadable() bool {
+	return errors.Is(s.err, errUnreadable) && s.header.Generation == 0
+}
+
 // readSlot reads one slot of a member and checks everything about it.
 func readSlot(d disk, l *label, index int) slotState {
 	head := alignedBuffer(blockSize)

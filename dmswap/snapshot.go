@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -98,8 +97,14 @@ type snapshotGroup struct {
 // reserve commits the extents that old data is to go to.
 func (g *snapshotGroup) reserve(opt SnapshotOptions) error {
 	p := g.pool
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return err
+	}
 	defer p.mu.Unlock()
+	// Of a snapshot that was closed while a disk hung.
+	if _, err := p.dropReservations(g.volumes...); err != nil {
+		return err
+	}
 	free, err := p.allocator()
 	if err != nil {
 		return err
@@ -173,10 +178,10 @@ func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
 // snapshot's device.
 func (g *snapshotGroup) build(ctx context.Context, v volumeRecord) (string, error) {
 	p := g.pool
-	p.mu.Lock()
+	p.mu.RLock()
 	table := p.place().volumeTable(&v, p.meta.position(v.Position))
 	cow := p.meta.snapshot(v.UUID).Segments
-	p.mu.Unlock()
+	p.mu.RUnlock()
 
 	real, err := p.createDevice(ctx, v, suffixReal, table)
 	if err != nil {
@@ -235,18 +240,12 @@ func (g *snapshotGroup) tearDown(ctx context.Context) error {
 	failpoint.Hit("snapshot close: devices removed")
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	mine := func(s *snapshotRecord) bool {
-		return slices.ContainsFunc(g.volumes, func(v volumeRecord) bool { return v.UUID == s.Volume })
-	}
-	err := p.commit(func(m *metadata) error {
-		m.Snapshots = drop(m.Snapshots, mine)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
 	for _, v := range g.volumes {
 		delete(p.snaps, v.UUID)
+	}
+	if _, err := p.dropReservations(g.volumes...); err != nil {
+		// There is no snapshot any more, whatever the metadata says.
+		p.log.Warn("extents stay reserved for a snapshot that is closed, until the next one or pool check --repair", "err", err)
 	}
 	return nil
 }
@@ -282,9 +281,9 @@ func (g *snapshotGroup) tearDownOne(ctx context.Context, v volumeRecord) error {
 // straighten gives a volume its own table back.
 func (g *snapshotGroup) straighten(ctx context.Context, v volumeRecord) error {
 	p := g.pool
-	p.mu.Lock()
+	p.mu.RLock() // the volume may be suspended
 	w := wanted{v, p.ref(v.UUID, ""), p.place().volumeTable(&v, p.meta.position(v.Position))}
-	p.mu.Unlock()
+	p.mu.RUnlock()
 	again, _, err := p.prepareDevice(ctx, w)
 	failpoint.Hit("snapshot close: volume suspended")
 	if err == nil && again {
@@ -320,9 +319,9 @@ func (s *Snapshot) Status(ctx context.Context) (SnapshotStatus, error) {
 	return SnapshotStatus{Used: int64(st.Used) * dm.SectorSize, Total: s.cowSize, Invalid: st.Invalid}, nil
 }
 
-// Close ends the snapshot and frees its extents. Somebody who still has its
-// device open gets I/O errors from then on. A second Close does nothing; after
-// a failed one it can be tried again.
+// Close ends the snapshot and frees its extents; when that can't be committed they
+// are freed later. Somebody who still has its device open gets I/O errors from then
+// on. A second Close does nothing; after a failed one it can be tried again.
 func (s *Snapshot) Close(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

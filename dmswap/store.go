@@ -29,6 +29,9 @@ type store struct {
 	// unguarded runs what waits for the disks. The pool lets readers in meanwhile;
 	// unless set, it just runs.
 	unguarded func(io func())
+	// stuck, if set, is told what a commit waits for that is past the point where it
+	// could be refused, and nil when it goes on.
+	stuck func(why error)
 }
 
 // member is a disk of a pool.
@@ -178,7 +181,7 @@ func (s *store) number(meta *metadata) {
 	}
 	first := meta.Previous + 1
 	if slices.ContainsFunc(s.present(), func(i int) bool { return meta.missing(i) == nil }) {
-		first++
+		first = max(first, s.last) + 1
 	}
 	meta.Generation = max(meta.Generation, first)
 	holds := uint64(0)
@@ -216,6 +219,9 @@ func (s *store) stageOn(meta *metadata, members []int) (st *staged, errs []error
 // generation counts, also after a crash. When it returns an error the old one
 // does, unless the store is broken.
 //
+// It waits for disks that hang, however long they take, when only they know which
+// generation that is: no member has written its header, and one may still.
+//
 // One member whose header was written makes the commit: from then on opening
 // the pool finds the new generation. A member that fails at its header while
 // another succeeds is left out, by a commit of its own before the answer: alone
@@ -227,7 +233,10 @@ func (s *store) publish(st *staged) error {
 	s.staged = nil
 	errs := s.writeHeaders(st)
 	if !slices.Contains(errs, nil) {
-		return s.takeBack(st, s.describe("header", st, errs))
+		errs = s.settle(st, errs)
+	}
+	if !slices.Contains(errs, nil) {
+		return s.takeBack(st, errs)
 	}
 	s.meta = st.meta
 	for k, i := range st.members {
@@ -274,33 +283,21 @@ func (s *store) writeHeaders(st *staged) []error {
 	})
 }
 
-// takeBack undoes a commit that failed at all its headers: a failed write may
-// still have reached the disk.
-func (s *store) takeBack(st *staged, cause error) error {
-	generation := st.meta.Generation
-	errs := s.each(st, func(k int, m *member) error {
-		return m.disk.WriteDurable(alignedBuffer(blockSize), m.label.Slots[st.slots[k]])
-	})
-	if err := join(errs); err != nil {
-		s.broken = &Error{
-			Kind: ErrDamaged, Message: fmt.Sprintf("it is unknown whether generation %d of the metadata is on the disks", generation), Err: errors.Join(cause, err),
-			Remedy: "mend the disks and open the pool again; it is not changed until then",
-		}
-		return s.broken
-	}
-	return fmt.Errorf("committing generation %d, nothing has changed: %w", generation, cause)
-}
-
 // each does something at once on all members that take part in a commit; k is
 // the member's place in it.
 func (s *store) each(st *staged, do func(k int, m *member) error) (errs []error) {
-	io := func() { errs = atOnce(len(st.members), func(k int) error { return do(k, s.members[st.members[k]]) }) }
-	if s.unguarded != nil {
-		s.unguarded(io)
-	} else {
-		io()
-	}
+	s.unguard(func() {
+		errs = atOnce(len(st.members), func(k int) error { return do(k, s.members[st.members[k]]) })
+	})
 	return errs
+}
+
+func (s *store) unguard(io func()) {
+	if s.unguarded == nil {
+		io()
+		return
+	}
+	s.unguarded(io)
 }
 
 func (s *store) leaveOutFailed(what string, st *staged, errs []error) {

@@ -83,8 +83,8 @@ func (p *Pool) PrepareSwap(ctx context.Context, pairs []SwapPair) (*Swap, error)
 // check fills sides and returns the tables they are to get.
 func (s *Swap) check(pairs []SwapPair, list []volumeRecord) ([]dm.Table, error) {
 	p := s.pool
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	var tables []dm.Table
 	for i, pair := range pairs {
 		a, b := list[2*i], list[2*i+1]
@@ -134,9 +134,13 @@ func (s *Swap) preload(ctx context.Context, tables []dm.Table) error {
 // is in flight above.
 //
 // When it returns an error nothing has been exchanged, the devices serve their
-// old positions and the swap has ended, with one exception: an error that is
+// old positions and the swap has ended, with two exceptions: an error that is
 // [ErrCommitted] means that the exchange is on the disks, but a device could
-// not be resumed. When ctx ends before the commit the swap is called off.
+// not be resumed; one that is [ErrDamaged] that it is unknown what the disks show,
+// since every write of the commit failed and could not be taken back, or that a
+// device is suspended. When ctx ends before the commit the swap is called off; the
+// commit itself waits for a disk that hangs, when only that disk knows whether it
+// counts.
 func (s *Swap) Execute(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,6 +157,9 @@ func (s *Swap) Execute(ctx context.Context) error {
 	err := s.stage()
 	if err == nil {
 		err = s.suspend(ctx)
+	}
+	if err == nil {
+		err = s.mustBeLoaded()
 	}
 	s.timing.Suspend = time.Since(start)
 	if err != nil {
@@ -196,13 +203,31 @@ func (s *Swap) suspend(ctx context.Context) error {
 	})
 }
 
+// mustBeLoaded refuses a device whose preloaded table is gone: a resume after the
+// commit would make its old table live again, and nothing would tell.
+func (s *Swap) mustBeLoaded() error {
+	for _, side := range s.sides {
+		info, err := s.pool.kernel.Info(side.ref)
+		if err != nil {
+			return fmt.Errorf("device of volume %s: %w", side.volume.Name, err)
+		}
+		if !info.Inactive {
+			return errf(ErrBusy, "try again; if dmsetup or another program works on the devices of the pool, stop it",
+				"the table that was loaded for volume %s is gone", side.volume.Name)
+		}
+	}
+	return nil
+}
+
 // stage writes what the commit needs but for its headers, and does nothing when
 // that has been done and still counts: another commit makes it void, because it
 // takes the slots. The volumes are claimed, so what the swap changes is the same
 // each time.
 func (s *Swap) stage() error {
 	p := s.pool
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return err
+	}
 	defer p.mu.Unlock()
 	return s.stageLocked()
 }
@@ -234,7 +259,9 @@ func (s *Swap) stageLocked() (err error) {
 // commit is the point of no return.
 func (s *Swap) commit(ctx context.Context) error {
 	p := s.pool
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return err
+	}
 	defer p.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
@@ -287,9 +314,9 @@ func (s *Swap) Timing() SwapTiming {
 // needs no pause. Nobody serves from there, so a failure harms nothing.
 func (s *Swap) DropCaches() {
 	for _, side := range s.sides {
-		s.pool.mu.Lock()
+		s.pool.mu.RLock()
 		path := s.pool.devices[side.volume.UUID]
-		s.pool.mu.Unlock()
+		s.pool.mu.RUnlock()
 		if err := s.pool.dropCache(path); err != nil {
 			s.pool.log.Warn("cached pages not dropped", "volume", side.volume.Name, "err", err)
 		}

@@ -107,7 +107,9 @@ func (p *Pool) createVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, e
 // reserve takes a name and extents for a volume that is being created, until
 // done is called.
 func (p *Pool) reserve(v *volumeRecord, pos *positionRecord, stripes int) (done func(), err error) {
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return nil, err
+	}
 	defer p.mu.Unlock()
 	if p.state != nil {
 		return nil, p.state
@@ -232,7 +234,9 @@ func (p *Pool) GrowVolume(ctx context.Context, ref string, size int64) (VolumeIn
 
 // extend reserves what a position needs for a new size, until done is called.
 func (p *Pool) extend(v *volumeRecord, size int64) (pos *positionRecord, done func(), err error) {
-	p.mu.Lock()
+	if err := p.mu.TryLock(); err != nil {
+		return nil, nil, err
+	}
 	defer p.mu.Unlock()
 	old := p.meta.position(v.Position)
 	if old.Quarantine != nil {
@@ -297,6 +301,7 @@ func (p *Pool) DeleteVolume(ctx context.Context, ref string) error {
 	err = p.commit(func(m *metadata) error {
 		m.Volumes = drop(m.Volumes, func(x *volumeRecord) bool { return x.UUID == v.UUID })
 		m.Positions = drop(m.Positions, func(x *positionRecord) bool { return x.ID == v.Position })
+		m.Snapshots = drop(m.Snapshots, func(x *snapshotRecord) bool { return x.Volume == v.UUID })
 		return nil
 	})
 	if err == nil {
@@ -304,8 +309,24 @@ func (p *Pool) DeleteVolume(ctx context.Context, ref string) error {
 	}
 	p.mu.Unlock()
 	if err != nil {
-		return errors.Join(fmt.Errorf("volume %s not deleted: %w", v.Name, err), p.reconcile(context.WithoutCancel(ctx)))
+		return errors.Join(fmt.Errorf("volume %s not deleted: %w", v.Name, err), p.recreate(ctx, v))
 	}
+	return nil
+}
+
+// recreate makes the device of a claimed volume again that was to go. Nothing else
+// is touched: other volumes may be in the middle of something.
+func (p *Pool) recreate(ctx context.Context, v volumeRecord) error {
+	p.mu.RLock()
+	table := p.place().volumeTable(&v, p.meta.position(v.Position))
+	p.mu.RUnlock()
+	info, err := p.createDevice(context.WithoutCancel(ctx), v, "", table)
+	if err != nil {
+		return &Error{Kind: ErrDamaged, Message: fmt.Sprintf("the device of volume %s could not be made again", v.Name), Err: err, Remedy: "say swapback pool check " + p.name + " --repair"}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.devices[v.UUID] = info.Path()
 	return nil
 }
 

@@ -173,17 +173,19 @@ var errHoldOver = errors.New("the time that I/O may be held ran out")
 
 // failed explains why the positions were not exchanged.
 func (s *swap) failed(ctx context.Context, err error) error {
-	if errors.Is(context.Cause(ctx), errHoldOver) && !errors.Is(err, dmswap.ErrCommitted) {
+	switch {
+	case errors.Is(err, dmswap.ErrCommitted):
+		s.outcome = swapUnfinished
+		return fromPool("swap committed, but not finished", err)
+	case errors.Is(err, dmswap.ErrDamaged):
+		// Whether anything has changed is not known, or not all I/O goes on.
+	case errors.Is(context.Cause(ctx), errHoldOver):
 		s.outcome = swapCalledOff
 		return &api.Error{
 			Code:    api.CodeBusy,
 			Message: fmt.Sprintf("swap called off: requests were still in flight after %g s; nothing has changed and I/O goes on", s.req.HoldFor),
 			Remedy:  "try again when there is less I/O, or give a longer --hold-for",
 		}
-	}
-	if errors.Is(err, dmswap.ErrCommitted) {
-		s.outcome = swapUnfinished
-		return fromPool("swap committed, but not finished", err)
 	}
 	s.outcome = swapFailed
 	return fromPool("swap failed", err)
