@@ -25,8 +25,9 @@ type CreateOptions struct {
 	// ExtentSize in bytes, a power of two from 64 KiB to 1 GiB; 0 is 4 MiB.
 	ExtentSize int64
 	// Force overwrites what the disks carry. Disks in use are refused anyway.
-	Force  bool
-	Logger *slog.Logger
+	Force       bool
+	DiskTimeout time.Duration // as in [OpenOptions]
+	Logger      *slog.Logger
 }
 
 // tailWipe is how much is zeroed at the end of a new member, where a second
@@ -75,7 +76,7 @@ func Create(ctx context.Context, opt CreateOptions) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pool %s not created: %w", opt.Name, err)
 	}
-	return Open(ctx, OpenOptions{Disks: opt.Disks, Logger: opt.Logger})
+	return Open(ctx, OpenOptions{Disks: opt.Disks, DiskTimeout: opt.DiskTimeout, Logger: opt.Logger})
 }
 
 // claimDisks opens all disks exclusively and looks at what they carry.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
 )
@@ -14,8 +15,11 @@ import (
 // OpenOptions name the disks of a pool.
 type OpenOptions struct {
 	// Disks are members of one pool, in any order.
-	Disks  []string
-	Logger *slog.Logger
+	Disks []string
+	// DiskTimeout is how long a disk may take for one request of the pool's own
+	// before what needs it is refused; 0 is 10 s.
+	DiskTimeout time.Duration
+	Logger      *slog.Logger
 }
 
 // Open opens a pool and makes the kernel's devices agree with its metadata:
@@ -58,7 +62,7 @@ func Open(ctx context.Context, opt OpenOptions) (*Pool, error) {
 	members := make([]openMember, len(found))
 	for i, f := range found {
 		if f != nil {
-			members[i] = openMember{patient(f.disk, f.disk.path), f.label, f.labelErr, f.disk.number, f.disk.path, f.disk.size}
+			members[i] = openMember{patient(f.disk, f.disk.path, opt.DiskTimeout), f.label, f.labelErr, f.disk.number, f.disk.path, f.disk.size}
 		}
 	}
 	p, err := openPool(ctx, control, members, opt.Logger, dropCache)
@@ -67,6 +71,7 @@ func Open(ctx context.Context, opt OpenOptions) (*Pool, error) {
 		closeDisks()
 		return nil, err
 	}
+	p.diskTimeout = opt.DiskTimeout
 	return p, nil
 }
 

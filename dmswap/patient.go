@@ -1,6 +1,7 @@
 package dmswap
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -38,8 +39,8 @@ type lateError struct {
 
 func (e *lateError) Unwrap() error { return e.error }
 
-func patient(d memberDisk, path string) *patientDisk {
-	return &patientDisk{memberDisk: d, path: path, patience: diskPatience}
+func patient(d memberDisk, path string, patience time.Duration) *patientDisk {
+	return &patientDisk{memberDisk: d, path: path, patience: cmp.Or(patience, diskPatience)}
 }
 
 // do makes a request in a goroutine of its own, which may outlive it.

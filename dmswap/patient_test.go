@@ -83,7 +83,7 @@ func (d *hangingDisk) Zero(ctx context.Context, off, length int64) error {
 
 func TestPatience(t *testing.T) {
 	below := &hangingDisk{}
-	d := patient(below, "/dev/slow")
+	d := patient(below, "/dev/slow", 0)
 	d.patience = 10 * time.Millisecond
 	letGo := below.hang()
 	b := make([]byte, 4096)
@@ -113,7 +113,7 @@ func TestPatience(t *testing.T) {
 
 func TestZeroingIsEndedByItsContext(t *testing.T) {
 	below := &hangingDisk{}
-	d := patient(below, "/dev/slow")
+	d := patient(below, "/dev/slow", 0)
 	d.patience = time.Hour
 	letGo := below.hang()
 	defer letGo()
@@ -133,7 +133,7 @@ func hangingPool(t *testing.T, patience time.Duration) (*Pool, *hangingDisk) {
 	p, w := testPool(t, 32, 32)
 	mustCreate(t, p, VolumeSpec{Name: "a", Size: 4 << 20})
 	below := &hangingDisk{memberDisk: w.disks[1]}
-	d := patient(below, "disk1")
+	d := patient(below, "disk1", 0)
 	d.patience = patience
 	p.disks[1], p.store.members[1].disk = d, d
 	return p, below

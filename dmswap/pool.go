@@ -51,6 +51,8 @@ type Pool struct {
 	// patience is how long a device that is open is waited for before it is
 	// called in use: udev opens devices for a moment to probe them.
 	patience time.Duration
+	// diskTimeout is for members that come back; those that are there have it.
+	diskTimeout time.Duration
 	// dropCache drops the page cache of a device of the kernel.
 	dropCache func(path string) error
 

@@ -77,7 +77,7 @@ func (p *Pool) openReturning(ctx context.Context, path string, found map[int]ope
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", path, err)
 	}
-	disk := patient(d, path)
+	disk := patient(d, path, p.diskTimeout)
 	l, labelErr := readLabel(disk)
 	if errors.Is(labelErr, ErrBusy) {
 		d.Close()

@@ -17,7 +17,7 @@ func settlePool(t *testing.T) (p *Pool, w *world, disks []*hangingDisk) {
 	mustCreate(t, p, VolumeSpec{Name: "d", Size: 4 << 20})
 	for i := range p.disks {
 		below := &hangingDisk{memberDisk: w.disks[i]}
-		d := patient(below, w.disks[i].name)
+		d := patient(below, w.disks[i].name, 0)
 		d.patience = 300 * time.Millisecond // a busy machine is no disk that hangs
 		p.disks[i], p.store.members[i].disk = d, d
 		disks = append(disks, below)
@@ -277,7 +277,7 @@ func TestNobodyWaitsForADiskThatComesBack(t *testing.T) {
 	}
 	below := &hangingDisk{memberDisk: w.disks[1]}
 	letGo := below.hang()
-	d := patient(below, "disk1")
+	d := patient(below, "disk1", 0)
 	d.patience = time.Hour
 	done := make(chan error, 1)
 	go func() {

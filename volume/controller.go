@@ -38,6 +38,9 @@ type Options struct {
 	// WaitForMembers is how long a pool that this machine has not had open since
 	// it started is waited for to be whole, before it is opened degraded.
 	WaitForMembers time.Duration
+	// DiskTimeout is how long a disk may take for a request of the metadata before
+	// the change that needs it is refused; 10 s.
+	DiskTimeout time.Duration
 	// KeepDir is where old metadata is kept before a repair;
 	// [dmswap.DefaultKeepDir] unless set.
 	KeepDir string
@@ -219,7 +222,7 @@ func (c *Controller) openPool(ctx context.Context, f dmswap.FoundPool) error {
 			}
 		}
 	}
-	pool, err := dmswap.Open(ctx, dmswap.OpenOptions{Disks: f.Disks, Logger: c.log})
+	pool, err := dmswap.Open(ctx, dmswap.OpenOptions{Disks: f.Disks, DiskTimeout: c.opt.DiskTimeout, Logger: c.log})
 	if err != nil {
 		return err
 	}

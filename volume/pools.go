@@ -39,7 +39,7 @@ func (c *Controller) CreatePool(ctx context.Context, req api.CreatePoolRequest) 
 	}
 	c.mu.Unlock()
 	p, err := dmswap.Create(ctx, dmswap.CreateOptions{
-		Name: req.Name, Disks: req.Disks, ExtentSize: req.ExtentSize, Force: req.Force, Logger: c.log,
+		Name: req.Name, Disks: req.Disks, ExtentSize: req.ExtentSize, Force: req.Force, DiskTimeout: c.opt.DiskTimeout, Logger: c.log,
 	})
 	if err != nil {
 		return api.Pool{}, fromPool(fmt.Sprintf("pool %s not created", req.Name), err)

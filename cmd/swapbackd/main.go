@@ -41,6 +41,7 @@ type options struct {
 	logFormat string
 	onExit    string
 	wait      time.Duration
+	timeout   time.Duration
 	keepDir   string
 }
 
@@ -95,6 +96,7 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 	f.StringVar(&o.runDir, "run-dir", "/run/swapback", "directory for the lock and the marks of quarantined devices")
 	f.StringVar(&o.linkDir, "link-dir", "/dev/swapback", "directory for the links POOL/VOLUME to block devices")
 	f.DurationVar(&o.wait, "wait-for-members", 10*time.Second, "how long a pool with a missing disk is waited for after the machine has started, before it is opened degraded")
+	f.DurationVar(&o.timeout, "disk-timeout", 10*time.Second, "how long a disk may take for a write of the pool's metadata before the change is refused with its name")
 	f.StringVar(&o.keepDir, "metadata-dir", "/var/lib/swapback/metadata", "directory for the metadata that pool check --repair keeps before it writes")
 	f.StringVar(&o.dataPath, "data-path", "auto", "how data gets from the block layer to the disks: auto, copy, zero-copy or batch (for measuring; adopted devices keep theirs)")
 	f.IntVar(&o.queues, "queues", 0, "queues per volume (default: number of CPUs, at most 4)")
@@ -114,6 +116,9 @@ func (o options) check() error {
 	}
 	if o.wait < 0 || o.wait > time.Hour {
 		return usageError{fmt.Errorf("--wait-for-members=%s: want 0s to 1h", o.wait)}
+	}
+	if o.timeout < time.Second || o.timeout > time.Hour {
+		return usageError{fmt.Errorf("--disk-timeout=%s: want 1s to 1h", o.timeout)}
 	}
 	if o.queues < 0 || o.queues > 64 {
 		return usageError{fmt.Errorf("--queues=%d: want 1 to 64, or 0 for the default", o.queues)}
@@ -145,7 +150,7 @@ func run(ctx context.Context, o options) (err error) {
 	defer stop()
 
 	ctl, err := volume.Open(ctx, volume.Options{
-		Disks: o.disks, WaitForMembers: o.wait, KeepDir: o.keepDir, RunDir: o.runDir, LinkDir: o.linkDir,
+		Disks: o.disks, WaitForMembers: o.wait, DiskTimeout: o.timeout, KeepDir: o.keepDir, RunDir: o.runDir, LinkDir: o.linkDir,
 		Queues: o.queues, Depth: o.depth, DataPath: path,
 		CheckCoherent: checkInChild, Version: version.String(), Logger: log,
 	})

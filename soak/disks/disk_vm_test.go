@@ -76,7 +76,8 @@ func newBadDisks(t *testing.T, n int) (list []*badDisk) {
 // start runs the daemon on disks, which are good again when it is taken down.
 func start(t *testing.T, disks []*badDisk, args ...string) *rig.Daemon {
 	t.Helper()
-	d := rig.StartWith(t, rig.Options{Disks: paths(disks), Args: args})
+	// A disk that hangs is what this is about.
+	d := rig.StartWith(t, rig.Options{Disks: paths(disks), Args: append([]string{"--disk-timeout", "10s"}, args...)})
 	t.Cleanup(func() {
 		for _, disk := range disks {
 			disk.Heal()

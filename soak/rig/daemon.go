@@ -117,7 +117,9 @@ func (d *Daemon) Run() {
 func (d *Daemon) Launch() {
 	d.t.Helper()
 	d.Log = &Buffer{}
-	args := []string{"--socket", d.Socket(), "--run-dir", d.RunDir(), "--link-dir", d.LinkDir(), "--log-level", "debug"}
+	args := []string{"--socket", d.Socket(), "--run-dir", d.RunDir(), "--link-dir", d.LinkDir(), "--log-level", "debug",
+		// A machine that is emulated on a busy host may keep a disk waiting for long.
+		"--disk-timeout", patience.String()}
 	for _, disk := range d.Disks {
 		args = append(args, "--disk", disk)
 	}
