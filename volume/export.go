@@ -175,6 +175,13 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 		}
 	}
 	failpoint.Hit("serve: begun")
+	// Where its device is now: a delete that was refused has made it anew, and the
+	// number that it had may be another volume's.
+	now, err := t.pool.Volume(t.uuid())
+	if err != nil {
+		return nil, fromPool(fmt.Sprintf("volume %s", t), err)
+	}
+	t.info.Device = now.Device
 	backend, err := ublk.OpenBackend(t.info.Device)
 	if err != nil {
 		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
