@@ -261,9 +261,17 @@ func (p *Pool) stuck(why error) {
 	p.mu.Stuck(why)
 }
 
-// SetVolume changes attributes of a volume, named by name or UUID. set is
-// called once, under the pool's lock.
+// SetVolume changes attributes of a volume, named by name or UUID. set is called
+// twice when it changes something, the second time under the pool's lock.
 func (p *Pool) SetVolume(ctx context.Context, ref string, set func(*VolumeAttrs)) error {
+	// What is so already needs no disk: a device is adopted though one hangs.
+	if v, err := p.Volume(ref); err == nil {
+		a := VolumeAttrs{DeviceNumber: v.DeviceNumber, Attached: v.Attached, ReadOnly: v.ReadOnly}
+		before := a
+		if set(&a); a == before {
+			return nil
+		}
+	}
 	return p.setRecord(ctx, ref, func(v *volumeRecord, _ *positionRecord) bool {
 		a := VolumeAttrs{DeviceNumber: v.DeviceNumber, Attached: v.Attached, ReadOnly: v.ReadOnly}
 		before := a

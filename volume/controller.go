@@ -338,11 +338,12 @@ func (c *Controller) Info(ctx context.Context) (api.Info, error) {
 	if info.DMVersion, info.DMTargets, err = dmSupport(); err != nil {
 		return info, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range c.pools {
+	// A pool whose disk hangs must not keep the others from their exports.
+	for _, p := range c.poolsSorted() {
 		info.Pools = append(info.Pools, p.Info().Name)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	info.Failed = c.failed
 	return info, nil
 }

@@ -30,14 +30,11 @@ func (c *Controller) Pool(_ context.Context, ref string) (api.Pool, error) {
 
 // CreatePool implements [api.Service].
 func (c *Controller) CreatePool(ctx context.Context, req api.CreatePoolRequest) (api.Pool, error) {
-	c.mu.Lock()
-	for _, p := range c.pools {
+	for _, p := range c.poolsSorted() {
 		if p.Info().Name == req.Name {
-			c.mu.Unlock()
 			return api.Pool{}, &api.Error{Code: api.CodeExists, Message: fmt.Sprintf("a pool %q is open already", req.Name), Remedy: "choose another name"}
 		}
 	}
-	c.mu.Unlock()
 	p, err := dmswap.Create(ctx, dmswap.CreateOptions{
 		Name: req.Name, Disks: req.Disks, ExtentSize: req.ExtentSize, Force: req.Force, DiskTimeout: c.opt.DiskTimeout, Logger: c.log,
 	})
@@ -83,6 +80,11 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 	if err := c.refuseHolders(ctx, unmountFirst, exports...); err != nil {
 		return err
 	}
+	for _, t := range targets {
+		if err := c.refuseLeft(ctx, t); err != nil {
+			return err
+		}
+	}
 	if err := c.destroy(ctx, p, targets); err != nil {
 		return err
 	}
@@ -114,6 +116,8 @@ func (c *Controller) destroy(ctx context.Context, p *dmswap.Pool, targets []targ
 				return err
 			}
 			stopped = append(stopped, t)
+		} else if err := c.removeLeft(ctx, t); err != nil {
+			return err
 		}
 		c.setExport(t, nil)
 	}

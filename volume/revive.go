@@ -13,6 +13,9 @@ import (
 // there at once each time must not keep the daemon busy.
 const reviveEvery = time.Minute
 
+// revivePatience bounds one try.
+const revivePatience = 2 * time.Minute
+
 // trouble is why nobody serves the volume, or nil.
 func (e *export) trouble() error {
 	if e.dev == nil {
@@ -81,8 +84,11 @@ func (c *Controller) revive(uuid string, e *export) (_ *export, again time.Durat
 	if c.export(t) != e || !t.info.Attached {
 		return e, 0 // somebody has seen to it
 	}
-	// Close waits for this rather than to leave it half done.
-	if err := c.serveAnew(context.Background(), t, e); err != nil {
+	// Close waits for this rather than to leave it half done, but not for ever: the
+	// device may be gone, or somebody else's.
+	ctx, cancel := context.WithTimeout(context.Background(), revivePatience)
+	defer cancel()
+	if err := c.serveAnew(ctx, t, e); err != nil {
 		return c.export(t), reviveEvery
 	}
 	return e, 0

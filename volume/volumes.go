@@ -119,6 +119,12 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	}
 	e := c.export(t)
 	live := e != nil && e.dev != nil
+	if e != nil && e.trouble() != nil {
+		return api.Volume{}, &api.Error{
+			Code: api.CodeInternal, Message: fmt.Sprintf("grow refused: volume %s should be served but is not: %v", t, e.trouble()),
+			Remedy: "pool check --repair serves it, or says why not",
+		}
+	}
 	restart := live && !e.dev.Info().Flags.Has(ublk.UpdateSize)
 	if live && !restart {
 		// Its new extents may lie on any disk.
@@ -252,6 +258,8 @@ func (c *Controller) unserve(ctx context.Context, t target) error {
 		if err := c.stopExport(ctx, e); err != nil {
 			return err
 		}
+	} else if err := c.removeLeft(ctx, t); err != nil {
+		return err
 	}
 	c.setExport(t, nil)
 	return nil
