@@ -133,7 +133,7 @@ func (p *Pool) volumeInfo(v *volumeRecord) VolumeInfo {
 	info := VolumeInfo{
 		Name: v.Name, UUID: v.UUID, Size: v.Size, Created: v.Created, Device: p.devices[v.UUID],
 		DeviceNumber: v.DeviceNumber, Attached: v.Attached, ReadOnly: v.ReadOnly,
-		Busy: p.busy[v.UUID], Snapshot: p.snaps[v.UUID] != nil, Degraded: p.lacks(pos),
+		Busy: p.busy[v.UUID], Snapshot: p.snaps[v.UUID] != nil || p.busy[v.UUID] == closingSnapshot, Degraded: p.lacks(pos),
 		Position: Position{
 			ID: pos.ID, Generation: pos.Generation, Stripes: pos.stripes(), StripeSize: pos.StripeSize,
 			DescendsFrom: pos.DescendsFrom,

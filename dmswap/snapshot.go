@@ -319,9 +319,14 @@ func (s *Snapshot) Status(ctx context.Context) (SnapshotStatus, error) {
 	return SnapshotStatus{Used: int64(st.Used) * dm.SectorSize, Total: s.cowSize, Invalid: st.Invalid}, nil
 }
 
+// closingSnapshot is what a volume is busy with while its snapshot is closed.
+const closingSnapshot = "closing a snapshot"
+
 // Close ends the snapshot and frees its extents; when that can't be committed they
 // are freed later. Somebody who still has its device open gets I/O errors from then
 // on. A second Close does nothing; after a failed one it can be tried again.
+//
+// The volume shows the snapshot until it can be used for anything again.
 func (s *Snapshot) Close(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -330,7 +335,7 @@ func (s *Snapshot) Close(ctx context.Context) error {
 	}
 	p := s.pool
 	p.mu.Lock()
-	p.busy[s.volume.UUID] = "closing a snapshot"
+	p.busy[s.volume.UUID] = closingSnapshot
 	p.mu.Unlock()
 	defer func() {
 		p.mu.Lock()

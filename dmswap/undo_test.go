@@ -111,6 +111,36 @@ func TestASwapWhoseTableIsGone(t *testing.T) {
 
 // TestASnapshotThatIsClosedWhileADiskHangs: it is closed, and only its extents stay
 // reserved, until the next snapshot, repair or delete.
+// Whoever waits for the end of a snapshot can use the volume then.
+func TestAVolumeIsFreeWhenItsSnapshotIsGone(t *testing.T) {
+	p, _, w := swapWorld(t)
+	w.fail = nil
+	s, err := p.OpenSnapshot(ctx, "a", SnapshotOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	looked := 0
+	w.fail = func(effect string) error {
+		if strings.Contains(effect, "write") {
+			looked++
+			if v, err := p.Volume("a"); err != nil || v.Busy != "" && !v.Snapshot {
+				t.Errorf("at %s: snapshot %v, busy with %q, %v", effect, v.Snapshot, v.Busy, err)
+			}
+		}
+		return nil
+	}
+	if err := s.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	w.fail = nil
+	if looked == 0 {
+		t.Error("nobody looked while it was closed")
+	}
+	if v, err := p.Volume("a"); err != nil || v.Snapshot || v.Busy != "" {
+		t.Errorf("after it: %+v, %v", v, err)
+	}
+}
+
 func TestASnapshotThatIsClosedWhileADiskHangs(t *testing.T) {
 	for name, next := range map[string]func(t *testing.T, p *Pool) error{
 		"snapshot": func(_ *testing.T, p *Pool) error {
