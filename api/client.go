@@ -37,7 +37,9 @@ func NewClient(socket string) *Client {
 		return d.DialContext(ctx, "unix", socket)
 	}
 	return &Client{socket: socket, http: &http.Client{
-		Transport: &http.Transport{DialContext: dial},
+		// A connection for each request: on one that was kept, a request to the
+		// next daemon would break, as if that had died under it.
+		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
 		// A name such as ".." makes the server point to another path, which would
 		// be another operation.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
