@@ -143,7 +143,7 @@ func TestHardenedUnit(t *testing.T) {
 		u.WaitWrites("a", 50)
 	}
 	first := u.waitOther(0)
-	u.systemctl("kill", "--signal=KILL", "swapbackd")
+	u.systemctl("kill", "--kill-whom=main", "--signal=KILL", "swapbackd")
 	second := u.waitOther(first)
 	u.WaitWrites("a", 50)
 	u.systemctl("restart", "swapbackd")
