@@ -51,18 +51,16 @@ func TestDeviceThatCannotBeAdopted(t *testing.T) {
 	d.Pool()
 	v := d.Volume("held", 8*rig.MiB)
 	d.Volume("spare", 8*rig.MiB)
+	free := d.Volume("free", 8*rig.MiB)
 	data := rig.RandomBytes(1, int(rig.MiB))
 	rig.WriteDevice(t, v.Device, 0, data)
+	rig.WriteDevice(t, free.Device, 0, data)
 	f := rig.OpenDirect(t, v.Device, os.O_RDWR)
 	defer f.Close()
 	d.Kill()
-	var blocker *os.File
-	rig.WaitUntil(t, "the dead daemon to let go of its device", func() (done bool) {
-		var err error
-		blocker, err = os.OpenFile(strings.Replace(v.Device, "ublkb", "ublkc", 1), os.O_RDWR, 0)
-		return err == nil
-	})
+	blocker, other := openChar(t, v.Device), openChar(t, free.Device)
 	defer blocker.Close()
+	defer other.Close()
 	d.Run()
 	if s := d.Show("held"); s.State != api.StateFailed {
 		t.Fatalf("volume held is %s", s.State)
@@ -74,6 +72,16 @@ func TestDeviceThatCannotBeAdopted(t *testing.T) {
 	if err := d.Client.DeleteVolume(t.Context(), "spare", false); err != nil {
 		t.Error(err)
 	}
+	// What nobody holds can be taken away, and made anew.
+	other.Close()
+	d.CLI(0, nil, "volume", "detach", "free")
+	if _, err := os.Stat(free.Device); !os.IsNotExist(err) {
+		t.Errorf("%s is left: %v", free.Device, err)
+	}
+	d.CLI(0, nil, "volume", "attach", "free")
+	if !bytes.Equal(rig.ReadDevice(t, d.Show("free").Device, 0, len(data)), data) {
+		t.Error("volume free does not show its content")
+	}
 	blocker.Close()
 	d.CLI(0, nil, "pool", "check", "tank", "--repair")
 	if s := d.Show("held"); s.State != api.StateServing || s.Device != v.Device {
@@ -83,4 +91,16 @@ func TestDeviceThatCannotBeAdopted(t *testing.T) {
 	if _, err := f.ReadAt(buf, 0); err != nil || !bytes.Equal(buf, data) {
 		t.Errorf("what the holder reads: %v", err)
 	}
+}
+
+// openChar opens the char device that a dead daemon has let go of, which is in the
+// way of its successor.
+func openChar(t *testing.T, device string) (f *os.File) {
+	t.Helper()
+	rig.WaitUntil(t, "the dead daemon to let go of "+device, func() bool {
+		var err error
+		f, err = os.OpenFile(strings.Replace(device, "ublkb", "ublkc", 1), os.O_RDWR, 0)
+		return err == nil
+	})
+	return f
 }
