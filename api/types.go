@@ -243,7 +243,7 @@ type SwapRequest struct {
 	Busy  string     `json:"busy,omitempty" enum:"hold,refuse" doc:"what I/O meets while the swap is under way; default hold"`
 	// HoldFor bounds a swap before its commit: when it runs out, the swap is
 	// called off and held I/O goes on against the old positions.
-	HoldFor      float64 `json:"hold_for,omitempty" minimum:"0" maximum:"3600" doc:"seconds; default 10"`
+	HoldFor      float64 `json:"hold_for,omitempty" minimum:"0" maximum:"3600" doc:"seconds; default that of the daemon, 10"`
 	AllowHolders bool    `json:"allow_holders,omitempty" doc:"swap although somebody holds a device open"`
 }
 

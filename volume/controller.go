@@ -41,6 +41,8 @@ type Options struct {
 	// DiskTimeout is how long a disk may take for a request of the metadata before
 	// the change that needs it is refused; 10 s.
 	DiskTimeout time.Duration
+	// HoldFor bounds the swaps that name no time of their own; 10 s.
+	HoldFor time.Duration
 	// KeepDir is where old metadata is kept before a repair;
 	// [dmswap.DefaultKeepDir] unless set.
 	KeepDir string
@@ -76,6 +78,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Depth == 0 {
 		o.Depth = 64
+	}
+	if o.HoldFor == 0 {
+		o.HoldFor = defaultHold
 	}
 	if o.CheckCoherent == nil {
 		o.CheckCoherent = CheckAllCoherent

@@ -15,8 +15,8 @@ import (
 	"github.com/swapback/swapback/ublk"
 )
 
-// defaultHold is how long I/O may wait at the gate when the caller names no
-// time: well below the 30 s after which an NVMe host gives a command up.
+// defaultHold is how long I/O may wait at the gate when neither the caller nor
+// [Options] name a time: well below the 30 s after which an NVMe host gives a command up.
 const defaultHold = 10 * time.Second
 
 // swapOperation is what the volumes of a swap are claimed for; a volume claimed
@@ -98,7 +98,7 @@ func (s *swap) check() error {
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("swap: hold-for of %g s", s.req.HoldFor), Remedy: "use 0 to 3600 seconds"}
 	}
 	if s.req.HoldFor == 0 {
-		s.req.HoldFor = defaultHold.Seconds()
+		s.req.HoldFor = s.c.opt.HoldFor.Seconds()
 	}
 	s.result.Busy = s.req.Busy
 	return nil

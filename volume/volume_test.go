@@ -250,7 +250,7 @@ func TestSwapRequestsAreChecked(t *testing.T) {
 		{api.SwapRequest{Pairs: pair, HoldFor: -1}, false},
 		{api.SwapRequest{Pairs: pair, HoldFor: 1e9}, false},
 	} {
-		s := &swap{req: c.req}
+		s := &swap{c: &Controller{opt: Options{HoldFor: defaultHold}}, req: c.req}
 		err := s.check()
 		if (err == nil) != c.ok || !c.ok && api.CodeOf(err) != api.CodeInvalid {
 			t.Errorf("%+v: %v", c.req, err)

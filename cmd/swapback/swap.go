@@ -23,7 +23,7 @@ type busyOptions struct {
 func (o *busyOptions) addTo(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.busy, "busy", api.BusyHold, "what I/O meets during the swap: hold or refuse")
-	f.DurationVar(&o.holdFor, "hold-for", 10*time.Second, "call the swap off when it is not committed after this time")
+	f.Var((*holdFlag)(&o.holdFor), "hold-for", "call the swap off when it is not committed after this time (default: swapbackd --hold-for, 10s)")
 	f.BoolVar(&o.allowHolders, "allow-holders", false, "swap although somebody holds a device open")
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("busy",
 		cobra.FixedCompletions([]string{api.BusyHold, api.BusyRefuse}, cobra.ShellCompDirectiveNoFileComp)))
@@ -33,11 +33,29 @@ func (o *busyOptions) check() error {
 	if o.busy != api.BusyHold && o.busy != api.BusyRefuse {
 		return usagef("--busy %s: want hold or refuse", o.busy)
 	}
-	if o.holdFor <= 0 {
-		return usagef("--hold-for %s: want a positive duration such as 10s", o.holdFor)
-	}
 	return nil
 }
+
+// holdFlag is a positive duration; without the flag swapbackd's own holds.
+type holdFlag time.Duration
+
+func (h *holdFlag) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return fmt.Errorf("want a positive duration such as 10s")
+	}
+	*h = holdFlag(d)
+	return nil
+}
+
+func (h *holdFlag) String() string {
+	if *h == 0 {
+		return ""
+	}
+	return time.Duration(*h).String()
+}
+
+func (h *holdFlag) Type() string { return "DURATION" }
 
 type swapOptions struct {
 	busyOptions

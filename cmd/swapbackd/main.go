@@ -42,6 +42,7 @@ type options struct {
 	onExit    string
 	wait      time.Duration
 	timeout   time.Duration
+	holdFor   time.Duration
 	keepDir   string
 }
 
@@ -97,6 +98,7 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 	f.StringVar(&o.linkDir, "link-dir", "/dev/swapback", "directory for the links POOL/VOLUME to block devices")
 	f.DurationVar(&o.wait, "wait-for-members", 10*time.Second, "how long a pool with a missing disk is waited for after the machine has started, before it is opened degraded")
 	f.DurationVar(&o.timeout, "disk-timeout", 10*time.Second, "how long a disk may take for a write of the pool's metadata before the change is refused with its name")
+	f.DurationVar(&o.holdFor, "hold-for", 10*time.Second, "how long a swap may hold I/O before its commit, unless it says so itself; well below the 30s after which hosts give an NVMe command up")
 	f.StringVar(&o.keepDir, "metadata-dir", "/var/lib/swapback/metadata", "directory for the metadata that pool check --repair keeps before it writes")
 	f.StringVar(&o.dataPath, "data-path", "auto", "how data gets from the block layer to the disks: auto, copy, zero-copy or batch (for measuring; adopted devices keep theirs)")
 	f.IntVar(&o.queues, "queues", 0, "queues per volume (default: number of CPUs, at most 4)")
@@ -119,6 +121,9 @@ func (o options) check() error {
 	}
 	if o.timeout < time.Second || o.timeout > time.Hour {
 		return usageError{fmt.Errorf("--disk-timeout=%s: want 1s to 1h", o.timeout)}
+	}
+	if o.holdFor < time.Millisecond || o.holdFor > time.Hour {
+		return usageError{fmt.Errorf("--hold-for=%s: want 1ms to 1h", o.holdFor)}
 	}
 	if o.queues < 0 || o.queues > 64 {
 		return usageError{fmt.Errorf("--queues=%d: want 1 to 64, or 0 for the default", o.queues)}
@@ -150,7 +155,7 @@ func run(ctx context.Context, o options) (err error) {
 	defer stop()
 
 	ctl, err := volume.Open(ctx, volume.Options{
-		Disks: o.disks, WaitForMembers: o.wait, DiskTimeout: o.timeout, KeepDir: o.keepDir, RunDir: o.runDir, LinkDir: o.linkDir,
+		Disks: o.disks, WaitForMembers: o.wait, DiskTimeout: o.timeout, HoldFor: o.holdFor, KeepDir: o.keepDir, RunDir: o.runDir, LinkDir: o.linkDir,
 		Queues: o.queues, Depth: o.depth, DataPath: path,
 		CheckCoherent: checkInChild, Version: version.String(), Logger: log,
 	})

@@ -120,7 +120,6 @@ func (w *walk) pairs(n int) (req api.SwapRequest) {
 		p.ExpectA, p.ExpectB = w.generation(p.A), w.generation(p.B)
 		req.Pairs = append(req.Pairs, p)
 	}
-	req.HoldFor = 60 // the machine may be slow
 	return req
 }
 

@@ -50,6 +50,8 @@ type Daemon struct {
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when cmd has ended
 	fds   int           // open descriptors of the idle daemon
+
+	kernel *KernelLog
 }
 
 // Disks are the disks that tests may overwrite, at least two.
@@ -77,7 +79,7 @@ func StartWith(t *testing.T, opt Options) *Daemon {
 	if opt.Disks == nil {
 		opt.Disks = Disks(t)
 	}
-	d := &Daemon{Options: opt, Dir: t.TempDir(), t: t}
+	d := &Daemon{Options: opt, Dir: t.TempDir(), t: t, kernel: OpenKernelLog(t)}
 	d.Client = api.NewClient(d.Socket())
 	d.Run()
 	d.fds = d.CountFDs()
@@ -119,7 +121,7 @@ func (d *Daemon) Launch() {
 	d.Log = &Buffer{}
 	args := []string{"--socket", d.Socket(), "--run-dir", d.RunDir(), "--link-dir", d.LinkDir(), "--log-level", "debug",
 		// A machine that is emulated on a busy host may keep a disk waiting for long.
-		"--disk-timeout", patience.String()}
+		"--disk-timeout", patience.String(), "--hold-for", patience.String()}
 	for _, disk := range d.Disks {
 		args = append(args, "--disk", disk)
 	}
@@ -273,6 +275,7 @@ func (d *Daemon) check(ctx context.Context) []api.Pool {
 func (d *Daemon) finish() {
 	if d.t.Failed() {
 		d.t.Logf("swapbackd said:\n%s", Tail(d.Log.String(), 60))
+		d.t.Logf("the kernel said:\n%s", Tail(strings.Join(d.kernel.Lines(d.t), "\n"), 40))
 	}
 	d.RemovePools()
 	d.checkLeaks()

@@ -3,10 +3,14 @@ package rig
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // startupHung is what fio says when its jobs do not come up within five
@@ -38,8 +42,31 @@ func newFio(t *testing.T, args []string) *Fio {
 		f.done <- f.cmd.Wait()
 		close(f.done)
 	}()
-	t.Cleanup(func() { _ = syscall.Kill(-f.cmd.Process.Pid, syscall.SIGKILL) })
+	t.Cleanup(f.kill)
 	return f
+}
+
+// kill ends fio with its jobs, which are processes in sessions of their own. Until
+// they have ended they hold the device, which the next daemon would meet.
+func (f *Fio) kill() {
+	select {
+	case <-f.done:
+		return
+	default:
+	}
+	pid := f.cmd.Process.Pid
+	jobs, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	_ = syscall.Kill(-pid, syscall.SIGKILL)
+	for _, job := range strings.Fields(string(jobs)) {
+		if job, err := strconv.Atoi(job); err == nil {
+			_ = syscall.Kill(job, syscall.SIGKILL)
+		}
+	}
+	select {
+	case <-f.done:
+	case <-time.After(patience):
+		f.t.Error("fio does not end two minutes after its kill")
+	}
 }
 
 // StartFio returns when fio has made its first request to the volume.

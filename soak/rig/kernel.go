@@ -2,6 +2,7 @@ package rig
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -43,8 +44,11 @@ func (k *KernelLog) Lines(t *testing.T) []string {
 		case err != nil:
 			t.Fatalf("/dev/kmsg: %v", err)
 		}
-		_, text, _ := strings.Cut(string(buf[:n]), ";")
+		head, text, _ := strings.Cut(string(buf[:n]), ";")
 		text, _, _ = strings.Cut(text, "\n")
+		if fields := strings.Split(head, ","); len(fields) > 2 && len(fields[2]) > 6 {
+			text = fmt.Sprintf("[%s.%s] %s", fields[2][:len(fields[2])-6], fields[2][len(fields[2])-6:], text) // as dmesg does
+		}
 		lines = append(lines, text)
 	}
 }
