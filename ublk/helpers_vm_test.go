@@ -272,7 +272,9 @@ type fio struct {
 func startFio(t *testing.T, device string, args ...string) *fio {
 	t.Helper()
 	f := &fio{t: t, done: make(chan error, 1)}
+	// Jobs that are processes outlive a fio that gave them up, and hold the device.
 	f.cmd = exec.Command("fio", append([]string{
+		"--thread", "--clocksource=clock_gettime",
 		"--name=test", "--filename=" + device, "--direct=1", "--ioengine=libaio", "--group_reporting",
 	}, args...)...)
 	f.cmd.Dir = t.TempDir()

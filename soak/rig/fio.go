@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,16 @@ import (
 // nothing by then and is started again. It also sends a signal to its whole
 // process group then, so it gets one of its own.
 const startupHung = "job startup hung"
+
+// manners are what every fio is told. Jobs are threads: as processes they have
+// sessions of their own, outlive a fio that has given them up or was killed, and
+// hold the device. The time is the kernel's: what fio makes of an emulated
+// processor's cycle counter can be far off.
+var manners = []string{"--thread", "--clocksource=clock_gettime"}
+
+// firstRequest is how long fio may take to its first one before it is started
+// again. A request that got lost on the way would keep it from ending.
+const firstRequest = 30 * time.Second
 
 const fioTries = 4
 
@@ -31,7 +42,7 @@ type Fio struct {
 
 func newFio(t *testing.T, args []string) *Fio {
 	t.Helper()
-	f := &Fio{t: t, cmd: exec.Command("fio", args...), done: make(chan error, 1)}
+	f := &Fio{t: t, cmd: exec.Command("fio", append(slices.Clone(manners), args...)...), done: make(chan error, 1)}
 	f.cmd.Dir = t.TempDir() // for its state files
 	f.cmd.Stdout, f.cmd.Stderr = &f.out, &f.out
 	f.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -46,22 +57,15 @@ func newFio(t *testing.T, args []string) *Fio {
 	return f
 }
 
-// kill ends fio with its jobs, which are processes in sessions of their own. Until
-// they have ended they hold the device, which the next daemon would meet.
+// kill ends fio. Until it has ended it holds the device, which the next daemon
+// would meet.
 func (f *Fio) kill() {
 	select {
 	case <-f.done:
 		return
 	default:
 	}
-	pid := f.cmd.Process.Pid
-	jobs, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	_ = syscall.Kill(-pid, syscall.SIGKILL)
-	for _, job := range strings.Fields(string(jobs)) {
-		if job, err := strconv.Atoi(job); err == nil {
-			_ = syscall.Kill(job, syscall.SIGKILL)
-		}
-	}
+	_ = syscall.Kill(-f.cmd.Process.Pid, syscall.SIGKILL)
 	select {
 	case <-f.done:
 	case <-time.After(patience):
@@ -76,22 +80,33 @@ func (d *Daemon) StartFio(volume string, args []string) *Fio {
 		before := d.requests(volume)
 		f := newFio(d.t, args)
 		ended := false
-		WaitUntil(d.t, "fio to make its first request", func() bool {
+		for wait := time.Now(); !ended && time.Since(wait) < firstRequest; time.Sleep(5 * time.Millisecond) {
 			select {
 			case <-f.done:
 				ended = true
 			default:
 			}
-			return ended || d.requests(volume) > before
-		})
-		if !ended {
-			return f
+			if !ended && d.requests(volume) > before {
+				return f
+			}
 		}
-		if try == fioTries || !strings.Contains(f.out.String(), startupHung) {
-			d.t.Fatalf("fio ended at its start:\n%s", f.out.String())
+		if try == fioTries || ended && !strings.Contains(f.out.String(), startupHung) {
+			d.t.Fatalf("fio made no request to volume %s:\n%s", volume, f.out.String())
 		}
-		d.t.Logf("fio did not come up on the busy machine, try %d", try)
+		d.t.Logf("fio did not come up on the busy machine, try %d:\n%s", try, threads(f.cmd.Process.Pid))
+		f.kill()
 	}
+}
+
+// threads tells where in the kernel a process's threads are.
+func threads(pid int) string {
+	var b strings.Builder
+	stacks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", pid))
+	for _, path := range stacks {
+		text, _ := os.ReadFile(path)
+		fmt.Fprintf(&b, "thread %s:\n%s", filepath.Base(filepath.Dir(path)), text)
+	}
+	return b.String()
 }
 
 func (d *Daemon) requests(volume string) uint64 {
