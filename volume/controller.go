@@ -108,9 +108,10 @@ type Controller struct {
 	mu      sync.Mutex
 	pools   map[string]*dmswap.Pool // by pool UUID
 	failed  []api.FailedPool
-	exports map[string]*export // by volume UUID
-	claims  map[string]string  // volume UUID → operation under way
-	changes map[string]changes // position ID → what was written to it
+	exports map[string]*export   // by volume UUID
+	claims  map[string]string    // volume UUID → operation under way
+	changes map[string]changes   // position ID → what was written to it
+	revived map[string]time.Time // volume UUID → when it was last served anew; see watch
 }
 
 var _ api.Service = (*Controller)(nil)
@@ -127,6 +128,7 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 		exports: map[string]*export{},
 		claims:  map[string]string{},
 		changes: map[string]changes{},
+		revived: map[string]time.Time{},
 	}
 	c.closing, c.close = context.WithCancel(context.Background())
 	c.metrics.registry.MustRegister(ioCollector{c})

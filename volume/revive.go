@@ -22,7 +22,7 @@ func (e *export) trouble() error {
 		return e.failed
 	}
 	if err := e.dev.Err(); err != nil {
-		return fmt.Errorf("its server has ended, and begins again within a minute or so: %w", err)
+		return fmt.Errorf("its server has ended, and begins again at once or within a minute: %w", err)
 	}
 	return nil
 }
@@ -37,18 +37,24 @@ type server interface {
 // kernel still, and its users wait for a successor.
 func (c *Controller) watch(t target, e *export) {
 	c.watching.Go(func() {
-		afterFailure(c.closing, e.dev, func() (again time.Duration) {
+		last := func() time.Time { return c.lastRevival(t.uuid()) }
+		afterFailure(c.closing, e.dev, last, func() (again time.Duration) {
 			e, again = c.revive(t.uuid(), e)
 			return again
 		})
 	})
 }
 
-// afterFailure calls revive when the server has ended with an error, but not before
-// it has been there for reviveEvery, and then as often as revive wants, 0 for no
-// more.
-func afterFailure(ctx context.Context, s server, revive func() (again time.Duration)) {
-	begun := time.Now()
+func (c *Controller) lastRevival(uuid string) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.revived[uuid]
+}
+
+// afterFailure calls revive when the server has ended with an error, but not within
+// reviveEvery of the last time (none is the zero time), and then as often as revive
+// wants, 0 for no more.
+func afterFailure(ctx context.Context, s server, last func() time.Time, revive func() (again time.Duration)) {
 	select {
 	case <-s.Done():
 	case <-ctx.Done():
@@ -57,7 +63,7 @@ func afterFailure(ctx context.Context, s server, revive func() (again time.Durat
 	if s.Err() == nil {
 		return // it was stopped, or left to the next daemon
 	}
-	for again := max(reviveEvery-time.Since(begun), 0); ; {
+	for again := max(reviveEvery-time.Since(last()), 0); ; {
 		select {
 		case <-time.After(again):
 		case <-ctx.Done():
@@ -84,6 +90,9 @@ func (c *Controller) revive(uuid string, e *export) (_ *export, again time.Durat
 	if c.export(t) != e || !t.info.Attached {
 		return e, 0 // somebody has seen to it
 	}
+	c.mu.Lock()
+	c.revived[uuid] = time.Now()
+	c.mu.Unlock()
 	// Close waits for this rather than to leave it half done, but not for ever: the
 	// device may be gone, or somebody else's.
 	ctx, cancel := context.WithTimeout(context.Background(), revivePatience)

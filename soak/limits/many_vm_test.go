@@ -97,7 +97,7 @@ func TestMillionExtents(t *testing.T) {
 // TestManySwaps swaps again and again. What the daemon holds must
 // not grow with their number.
 func TestManySwaps(t *testing.T) {
-	swaps := rig.CountOn(t, "SOAK_SWAPS", 150, 80)
+	swaps := rig.CountOn(t, "SOAK_SWAPS", 100, 50)
 	d := rig.Start(t)
 	d.Pool()
 	a, b := d.Volume("a", 64*rig.MiB), d.Volume("b", 64*rig.MiB)
