@@ -31,8 +31,32 @@ func flushBuffers(f *os.File) error {
 	return nil
 }
 
-// CheckCoherent compares blocks of a block device read through the page cache
-// with the same blocks read past it. A block that neither read gets, because its
+// WriteBack writes back and drops the cached pages of a block device, and tells
+// whether all of them could be written.
+func WriteBack(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := flushBuffers(f); err != nil {
+		return err
+	}
+	// BLKFLSBUF tells of no errors, fsync does.
+	return f.Sync()
+}
+
+// WriteBackAll is [WriteBack] of several devices, with an error or nil for each.
+func WriteBackAll(_ context.Context, devices []string) []error {
+	errs := make([]error, len(devices))
+	for i, d := range devices {
+		errs[i] = WriteBack(d)
+	}
+	return errs
+}
+
+// CheckCoherent drops the cached pages of a block device and compares blocks of it
+// read through the page cache with the same blocks read past it. A block that neither read gets, because its
 // disk is dead or bad there, is no difference.
 //
 // The process that serves the device must not do that itself, see
@@ -43,6 +67,9 @@ func CheckCoherent(ctx context.Context, device string) error {
 		return err
 	}
 	defer f.Close()
+	if err := flushBuffers(f); err != nil {
+		return err
+	}
 	direct, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return err

@@ -56,12 +56,15 @@ type Options struct {
 	Depth int
 	// DataPath of devices that are made; adopted ones keep theirs.
 	DataPath ublk.DataPath
-	// CheckCoherent has [CheckCoherent] done for each of some block devices, in a
-	// process that serves none of them; nil does it in this one. A process that is
-	// killed while it waits for a page or a block of its own device never ends:
-	// its queues are gone, so nobody answers, so it keeps the device open, so the
-	// driver does not see its server go, and no other can take over.
+	// CheckCoherent and WriteBack have the functions of these names done for each
+	// of some block devices, in a process that serves none of them; nil does it in
+	// this one. A process that is killed while it waits for a page or a block of
+	// its own device never ends: its queues are gone, so nobody answers, so it
+	// keeps the device open, so the driver does not see its server go, and no
+	// other can take over. They must return when ctx ends, whatever became of that
+	// process. WriteBack returns as many errors as it was given devices, or one.
 	CheckCoherent func(ctx context.Context, devices []string) error
+	WriteBack     func(ctx context.Context, devices []string) []error
 	Version       string
 	Logger        *slog.Logger
 }
@@ -84,6 +87,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.CheckCoherent == nil {
 		o.CheckCoherent = CheckAllCoherent
+	}
+	if o.WriteBack == nil {
+		o.WriteBack = WriteBackAll
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -51,7 +51,7 @@ func (s *swap) preflight(ctx context.Context) error {
 		e.Holders = apiHolders(s.held)
 		return e
 	}
-	return s.writeBack()
+	return s.writeBack(ctx)
 }
 
 // suited makes sure that each device has told its users what the disks need that
@@ -76,14 +76,9 @@ func (s *swap) suited() error {
 // (end_buffer_async_write in fs/buffer.c), so that it can't reach the other
 // position after the swap. For content that failed, or lies on a dead disk, that
 // is a warning; from other content nothing may be lost without an error.
-func (s *swap) writeBack() error {
-	for i, f := range s.guards {
+func (s *swap) writeBack(ctx context.Context) error {
+	for i, err := range s.emptyCaches(ctx) {
 		t := s.targets[s.served[i]]
-		if err := flushBuffers(f); err != nil {
-			return fmt.Errorf("swap: %w", err)
-		}
-		// BLKFLSBUF tells of no errors, fsync does.
-		err := f.Sync()
 		switch {
 		case err == nil:
 		case t.info.Degraded != "" || s.failedContent(s.served[i]):
@@ -93,6 +88,41 @@ func (s *swap) writeBack() error {
 		}
 	}
 	return nil
+}
+
+// emptyCaches is [WriteBack] of the served devices. Without holders there is
+// nothing to write, or to wait for: the last one who closed a device has written.
+func (s *swap) emptyCaches(ctx context.Context) []error {
+	var paths []string
+	for _, d := range s.devices {
+		paths = append(paths, d.Path())
+	}
+	if len(s.held) == 0 {
+		return WriteBackAll(ctx, paths)
+	}
+	ctx, cancel := s.whileServed(ctx)
+	defer cancel()
+	errs := s.c.opt.WriteBack(ctx, paths)
+	for len(errs) < len(paths) {
+		errs = append(errs, errs[0])
+	}
+	return errs
+}
+
+// whileServed is a context that ends when the server of one of the devices does:
+// what waits for the device then waits for a successor, which waits for the swap.
+func (s *swap) whileServed(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	for _, d := range s.devices {
+		go func() {
+			select {
+			case <-d.Done():
+				cancel(fmt.Errorf("the server of %s has ended", d.Path()))
+			case <-ctx.Done():
+			}
+		}()
+	}
+	return ctx, func() { cancel(nil) }
 }
 
 // failedContent tells whether a target's content is labelled by this swap as

@@ -300,6 +300,9 @@ func (s *swap) verify(ctx context.Context) {
 	var paths []string
 	for _, f := range s.guards {
 		paths = append(paths, f.Name())
+		if len(s.held) > 0 {
+			continue // CheckCoherent does it, see emptyCaches
+		}
 		if err := flushBuffers(f); err != nil {
 			warnings = append(warnings, err.Error())
 		}
@@ -308,6 +311,8 @@ func (s *swap) verify(ctx context.Context) {
 	// waits for its cached pages, and must not be this process.
 	s.closeGuards()
 	if len(paths) > 0 {
+		ctx, cancel := s.whileServed(ctx)
+		defer cancel()
 		if err := s.c.opt.CheckCoherent(ctx, paths); err != nil {
 			warnings = append(warnings, err.Error())
 		}

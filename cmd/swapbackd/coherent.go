@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,16 +12,17 @@ import (
 	"github.com/swapback/swapback/volume"
 )
 
-// coherentArg makes the program check block devices, and do nothing else. It is
-// no flag, because it is nobody's but the daemon's.
-const coherentArg = "check-coherent"
+// What makes the program do something with block devices, and nothing else. They
+// are no flags, because they are nobody's but the daemon's.
+const (
+	coherentArg  = "check-coherent"
+	writeBackArg = "write-back"
+)
 
 // checkInChild has devices checked by another process, which may be left waiting
 // for a device when this one is killed; see [volume.Options.CheckCoherent].
 func checkInChild(ctx context.Context, devices []string) error {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{coherentArg}, devices...)...)
-	cmd.Env = []string{"GOMAXPROCS=1"}
-	out, err := cmd.CombinedOutput()
+	out, err := runChild(ctx, coherentArg, devices)
 	if err != nil {
 		return fmt.Errorf("%s (%w)", bytes.TrimSpace(out), err)
 	}
@@ -33,4 +36,60 @@ func coherentMain(devices []string) int {
 		return exitFailed
 	}
 	return 0
+}
+
+// writeBackInChild is for [volume.Options.WriteBack].
+func writeBackInChild(ctx context.Context, devices []string) []error {
+	out, err := runChild(ctx, writeBackArg, devices)
+	if err != nil {
+		return []error{fmt.Errorf("%s (%w)", bytes.TrimSpace(out), err)}
+	}
+	var texts []string
+	if err := json.Unmarshal(out, &texts); err != nil || len(texts) != len(devices) {
+		return []error{fmt.Errorf("write-back: an answer that can't be read: %q", out)}
+	}
+	errs := make([]error, len(devices))
+	for i, text := range texts {
+		if text != "" {
+			errs[i] = errors.New(text)
+		}
+	}
+	return errs
+}
+
+// writeBackMain answers with a text for each device, empty when all went well.
+func writeBackMain(devices []string) int {
+	texts := make([]string, len(devices))
+	for i, err := range volume.WriteBackAll(context.Background(), devices) {
+		if err != nil {
+			texts[i] = err.Error()
+		}
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(texts); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return exitFailed
+	}
+	return 0
+}
+
+// runChild runs this program once more and returns what it printed. When ctx ends
+// before, the child is killed and left to itself: it may be waiting in the kernel
+// for one of this process's devices, where a kill does not reach it.
+func runChild(ctx context.Context, arg string, devices []string) ([]byte, error) {
+	cmd := exec.Command("/proc/self/exe", append([]string{arg}, devices...)...)
+	cmd.Env = []string{"GOMAXPROCS=1"}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return out.Bytes(), err
+	case <-ctx.Done():
+		_ = cmd.Process.Kill()
+		return nil, context.Cause(ctx)
+	}
 }

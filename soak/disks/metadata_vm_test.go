@@ -3,9 +3,11 @@
 package disks
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -166,4 +168,49 @@ func TestSlowDisk(t *testing.T) {
 		t.Error("the volume shows something else")
 	}
 	d.Check()
+}
+
+// TestKillInWriteBack kills the daemon while a swap waits for pages of a holder
+// that can't be written yet. A daemon that waited for its own device itself would
+// never end, and no other could take over.
+func TestKillInWriteBack(t *testing.T) {
+	disks := newBadDisks(t, 2)
+	d := start(t, disks)
+	a, b := volumeOn(t, d, 0, "a", 16*rig.MiB), volumeOn(t, d, 1, "b", 16*rig.MiB)
+	f, err := os.OpenFile(a.Device, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data := rig.RandomBytes(3, int(rig.MiB))
+	disks[0].Hang()
+	if _, err := f.WriteAt(data, 0); err != nil { // into the page cache
+		t.Fatal(err)
+	}
+	swapped := make(chan error, 1)
+	go func() {
+		_, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: a.Name, B: b.Name}}, AllowHolders: true})
+		swapped <- err
+	}()
+	rig.WaitUntil(t, "the pages to reach the disk that hangs", func() bool {
+		return d.Metrics()[`swapback_volume_in_flight_requests{pool="tank",volume="`+a.Name+`"}`] > 0
+	})
+	if err := syscall.Kill(d.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	disks[0].Heal()
+	d.WaitEnd()
+	if err := <-swapped; api.CodeOf(err) != api.CodeUnavailable {
+		t.Errorf("the swap whose daemon died: %v", err)
+	}
+	d.Run()
+	if err := f.Sync(); err != nil {
+		t.Error(err)
+	}
+	if got := d.Show(a.Name); got.Position.ID != a.Position.ID || got.State != api.StateServing {
+		t.Errorf("volume %s is %s and shows another position", a.Name, got.State)
+	}
+	if !bytes.Equal(rig.ReadDevice(t, a.Device, 0, len(data)), data) {
+		t.Error("what was written is not there")
+	}
 }
