@@ -2,8 +2,10 @@ package format
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -307,62 +309,34 @@ func FuzzText(f *testing.F) {
 	f.Add(encodeText(TextBackup, 2, []byte("{}")))
 	f.Add([]byte("swapback-"))
 	f.Fuzz(func(t *testing.T, object []byte) {
-		var v any
-		err := DecodeText(object, TextBackup, &v)
-		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
-			t.Errorf("error is %v", err)
-		}
-		if err == nil {
-			// What is taken can be written again and is then the same object,
-			// up to the spelling of its JSON.
-			again, err := EncodeText(TextBackup, v)
-			if err != nil || DecodeText(again, TextBackup, &v) != nil {
-				t.Errorf("does not come back: %v", err)
-			}
-		}
-	})
-}
-
-func FuzzPack(f *testing.F) {
-	p, _ := testPack()
-	f.Add(p)
-	f.Add(AppendDirectory(AppendPackHeader(nil, PackHeader{Kind: KindNode}), ID{}, PackHeaderSize, nil))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		check := func(err error) bool {
+		decode := func(object []byte) (v any, err error) {
+			err = DecodeText(object, TextBackup, &v)
 			if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
 				t.Errorf("error is %v", err)
 			}
-			return err == nil
+			return v, err
 		}
-		_, err := DecodePackHeader(p)
-		check(err)
-		if r, err := DecodeBlobHeader(p); check(err) {
-			if r.Length > MaxChunk || r.Stored > MaxChunk {
-				t.Errorf("blob header %+v is out of bounds", r)
-			}
-			_, err := CheckBlob(p, r)
-			check(err)
+		_, _ = decode(object)
+		// The length and the checksum would keep the fuzzer out.
+		if len(object) >= textHeaderSize {
+			object = bytes.Clone(object)
+			body := object[textHeaderSize:]
+			copy(object, "swapback-")
+			copy(object[34:], fmt.Sprintf("%012d", len(body)))
+			copy(object[textCRC:], fmt.Sprintf("%08x \n", crc(object[:textCRC], body)))
 		}
-		footer, err := DecodeFooter(p[max(0, len(p)-FooterSize):], int64(len(p)))
-		if !check(err) {
+		v, err := decode(object)
+		if err != nil {
 			return
 		}
-		if footer.DirSize() > len(p) {
-			t.Fatalf("directory of %d bytes in a pack of %d", footer.DirSize(), len(p))
+		// What is taken can be written again and is then the same object, up to
+		// the spelling of its JSON.
+		body, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
 		}
-		refs, err := decodeDirectory(p[footer.DirOffset:][:footer.DirSize()], footer)
-		if !check(err) {
-			return
-		}
-		// The directory can be encoded again to the very bytes, but for what a
-		// version 1 writer leaves zero.
-		for _, r := range refs {
-			if uint64(r.Offset)+BlobHeaderSize+uint64(r.Stored) > uint64(len(p)) {
-				t.Errorf("blob %+v is outside the pack", r)
-			}
-		}
-		if again := AppendDirectory(nil, footer.Pack, footer.DirOffset, refs); len(again) != len(p)-int(footer.DirOffset) {
-			t.Errorf("directory of %d bytes comes back as %d", len(p)-int(footer.DirOffset), len(again))
+		if again, err := decode(encodeText(TextBackup, TextVersion, body)); err != nil || !reflect.DeepEqual(v, again) {
+			t.Errorf("%v comes back as %v, %v", v, again, err)
 		}
 	})
 }

@@ -22,7 +22,7 @@ func hash(p []byte) format.Hash { return sha256.Sum256(p) }
 func content(i int) []byte { return bytes.Repeat(fmt.Appendf(nil, "%05d", i), 100+i) }
 
 // fill writes n blobs to packs of about 4 KiB and returns where they lie.
-func fill(t *testing.T, m *storetest.Mem, n int) ([]format.Ref, *Writer) {
+func fill(t testing.TB, m *storetest.Mem, n int) ([]format.Ref, *Writer) {
 	t.Helper()
 	w := NewWriter(m, WriterOptions{Kind: format.KindChunk, Repository: format.ID{1}, Session: format.ID{2}, Size: 4096})
 	defer w.Abort()
