@@ -118,6 +118,42 @@ type x int
 	}
 }
 
+// A run of seconds finds little that the committed inputs don't lead to: every
+// target of this module has some, and none is left of a target that has gone.
+func TestEveryTargetHasACorpus(t *testing.T) {
+	t.Chdir("../..")
+	pkgs, err := find(t.Context(), options{run: regexp.MustCompile("")})
+	if err != nil || len(pkgs) == 0 {
+		t.Fatalf("%d packages with targets, %v", len(pkgs), err)
+	}
+	have := map[string]bool{}
+	for _, p := range pkgs {
+		for _, target := range p.targets {
+			dir := filepath.Join(p.name(), "testdata/fuzz", target)
+			have[dir] = true
+			if inputs, err := os.ReadDir(dir); err != nil || len(inputs) == 0 {
+				t.Errorf("%s of %s has no committed corpus: put some inputs into %s (make fuzz finds more, and keeps them in build/fuzz/cache)", target, p.name(), dir)
+			}
+		}
+	}
+	err = filepath.WalkDir(".", func(path string, e os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case !e.IsDir():
+			return nil
+		case path == "build" || path == ".git":
+			return filepath.SkipDir
+		case strings.HasSuffix(filepath.Dir(path), "testdata/fuzz") && !have[path]:
+			t.Errorf("%s is the corpus of no target", path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCutShort(t *testing.T) {
 	over := "fuzz: elapsed: 10s, execs: 5 (1/sec), new interesting: 0 (total: 3)\n--- FAIL: FuzzX (10.02s)\n    context deadline exceeded\nFAIL\n"
 	if !cutShort(over) {

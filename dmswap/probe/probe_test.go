@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -153,15 +154,28 @@ func TestADiskThatCannotBeReadIsNotBlank(t *testing.T) {
 	}
 }
 
+// FuzzProbe looks at disks that are zero but for two places.
 func FuzzProbe(f *testing.F) {
-	b := make([]byte, 8192)
-	copy(b[4096:], "SWAPBACK")
-	b[510], b[511] = 0x55, 0xaa
-	f.Add(b)
-	f.Add([]byte("XFSB"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, err := Probe(bytes.NewReader(b), int64(len(b))); err != nil {
-			t.Errorf("%d bytes: %v", len(b), err)
+	label := append([]byte("SWAPBACK"), make([]byte, 184-8)...)
+	copy(label[120:], "tank")
+	f.Add(uint32(8192), uint32(4096), label, uint32(510), []byte{0x55, 0xaa})
+	f.Add(uint32(1<<20), uint32(0), []byte("XFSB"), uint32(1<<20-512), []byte("EFI PART"))
+	f.Fuzz(func(t *testing.T, size, at uint32, a []byte, bt uint32, b []byte) {
+		size -= size % 512
+		found, err := Probe(disk(int64(size), map[int64][]byte{int64(at): a, int64(bt): b}), int64(size))
+		if err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+		for _, f := range found {
+			// What is on a disk is printed.
+			if len(f.Name) > 128 || f.Name == "" || strings.ContainsFunc(f.Name, func(r rune) bool { return r < ' ' || r > '~' }) {
+				t.Errorf("found %q", f.Name)
+			}
+			for _, off := range f.Offsets {
+				if off < 0 || off >= int64(size) {
+					t.Errorf("%s at %d of %d bytes", f, off, size)
+				}
+			}
 		}
 	})
 }
