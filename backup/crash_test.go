@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/pack"
 	"github.com/swapback/swapback/backup/internal/store/storetest"
 )
 
@@ -226,6 +229,35 @@ func TestGarbageDoesNotWaitForever(t *testing.T) {
 	}
 	young.end()
 	fullCheck(t, m, images{b2.ID: {"b": image(2, 10)}})
+}
+
+// What a note can't hold is noted when the noted has gone.
+func TestMoreGarbageThanANoteHolds(t *testing.T) {
+	r, m := memRepo(t)
+	for i := range maxNoted + 10 {
+		var id format.ID
+		binary.BigEndian.PutUint32(id[:], uint32(i))
+		m.SetObject(pack.Name(id), []byte("x"))
+	}
+	prune := func(packs, waiting int) {
+		t.Helper()
+		if rep, err := r.Prune(t.Context()); err != nil || rep.Packs != packs || rep.Waiting != waiting {
+			t.Errorf("%+v, %v; want %d packs removed and %d waiting", rep, err, packs, waiting)
+		}
+	}
+	old, err := r.begin(t.Context(), "backup", logger(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	prune(0, maxNoted+10)
+	young, err := r.begin(t.Context(), "backup", logger(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.end()
+	prune(maxNoted, 10)
+	young.end()
+	prune(10, 0)
 }
 
 // A note from before must not free packs that a backup, which came and went in

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"github.com/swapback/swapback/backup/internal/format"
 )
@@ -28,7 +31,12 @@ func FuzzManifest(f *testing.F) {
 	id := b.ID
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var m manifest
-		if json.Unmarshal(body, &m) != nil {
+		var plain Backup
+		err := json.Unmarshal(body, &m)
+		if err == nil && (json.Unmarshal(body, &plain) != nil || !slices.Equal(m.Tags, plain.Tags) || !slices.Equal(m.Volumes, plain.Volumes)) {
+			t.Errorf("%s\nis read as %+v", body, m)
+		}
+		if err != nil {
 			return
 		}
 		b := m.backup()
@@ -82,6 +90,63 @@ func FuzzID(f *testing.F) {
 		for _, c := range id {
 			if (c < '0' || c > '9') && (c < 'a' || c > 'f') && c != 'T' && c != 'Z' && c != '-' {
 				t.Errorf("%q is an ID", id)
+			}
+		}
+	})
+}
+
+// FuzzRepository has a repository opened by what its config says, and its garbage
+// removed by what the note of it says, while somebody holds a lease.
+func FuzzRepository(f *testing.F) {
+	const held = leaseDir + "/" + "00000000000000000000000000000001"
+	r, good := memRepo(f)
+	create(f, r, CreateOptions{}, source(f, "a", image(1, 2)))
+	needed := good.Names("packs")
+	b := create(f, r, CreateOptions{}, source(f, "b", image(2, 2)))
+	good.SetObject(backupDir+"/"+b.ID, nil)
+	garbage := slices.DeleteFunc(good.Names("packs"), func(name string) bool { return slices.Contains(needed, name) })
+	if len(garbage) < 2 {
+		f.Fatalf("garbage is %q", garbage)
+	}
+	conf, err := json.Marshal(r.config)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, n := range []pending{{garbage, nil}, {garbage[:1], noted{held}}, {append(needed, garbage[1:]...), noted{leaseDir + "/gone"}}} {
+		note, err := json.Marshal(n)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(conf, note)
+	}
+	f.Fuzz(func(t *testing.T, conf, note []byte) {
+		m := good.Clone()
+		m.SetObject(configName, textObject(format.TextConfig, conf))
+		if r, err := openStore(t.Context(), m); err == nil {
+			_, bad := format.ShapeOf(1, r.ChunkSize())
+			if id, err := uuid.Parse(r.ID()); err != nil || id.String() != r.ID() || format.ID(id) != r.id || bad != nil {
+				t.Errorf("repository %q with chunks of %d is open", r.ID(), r.ChunkSize())
+			}
+		} else if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) || len(err.Error()) > 2048 {
+			t.Errorf("error of %d bytes is %.200v", len(err.Error()), err)
+		}
+
+		m = good.Clone()
+		if _, err := m.Hold(t.Context(), held, nil); err != nil {
+			t.Fatal(err)
+		}
+		m.SetObject(pendingName, textObject(format.TextPending, note))
+		before := m.Names("")
+		if _, err := view(t, m, 2).Prune(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		// What is noted goes, unless it is needed or the lease is noted too.
+		var n pending
+		ended, after := json.Unmarshal(note, &n) == nil && !slices.Contains(n.Leases, held), m.Names("")
+		for _, name := range before {
+			goes := ended && slices.Contains(n.Packs, name) && slices.Contains(garbage, name)
+			if gone := !slices.Contains(after, name); gone != goes && name != pendingName {
+				t.Errorf("%s is gone: %v, by the note %s", name, gone, note)
 			}
 		}
 	})

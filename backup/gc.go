@@ -39,8 +39,8 @@ const (
 
 // pending is the note of step 3.
 type pending struct {
-	Packs  []string `json:"packs"`
-	Leases []string `json:"leases"`
+	Packs  noted `json:"packs"`
+	Leases noted `json:"leases"`
 }
 
 // Delete removes a backup and the packs that nothing else needs. Packs that a
@@ -236,11 +236,11 @@ func (r *Repository) sweepPending(ctx context.Context, rep *PruneReport) error {
 	if slices.ContainsFunc(st.leases, func(l string) bool { return slices.Contains(note.Leases, l) }) {
 		return nil
 	}
-	noted := make(map[string]bool, len(note.Packs))
+	in := make(map[string]bool, len(note.Packs))
 	for _, p := range note.Packs {
-		noted[p] = true
+		in[p] = true
 	}
-	st.garbage = slices.DeleteFunc(st.garbage, func(p store.Info) bool { return !noted[p.Name] })
+	st.garbage = slices.DeleteFunc(st.garbage, func(p store.Info) bool { return !in[p.Name] })
 	if err := r.remove(ctx, st.garbage, rep); err != nil {
 		return err
 	}
@@ -275,7 +275,7 @@ func (r *Repository) sweep(ctx context.Context, rep *PruneReport) error {
 		return nil
 	}
 	note := pending{Leases: st.leases}
-	for _, p := range st.garbage {
+	for _, p := range st.garbage[:min(len(st.garbage), maxNoted)] {
 		note.Packs = append(note.Packs, p.Name)
 	}
 	return putText(ctx, r.store, pendingName, store.Replace, format.TextPending, note)

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -192,6 +194,14 @@ func fullCheck(t testing.TB, st store.Store, want images) {
 			wantContent(t, b.ID+" "+v.Name, target, content)
 		}
 	}
+}
+
+// textObject is a text object with a right header and checksum, see
+// format/text.go. The body stays as it is.
+func textObject(kind string, body []byte) []byte {
+	head := fmt.Sprintf("swapback-%-12s v%03d length %012d crc32c ", kind, format.TextVersion, len(body))
+	sum := crc32.Checksum(slices.Concat([]byte(head), body), crc32.MakeTable(crc32.Castagnoli))
+	return slices.Concat(fmt.Appendf(nil, "%s%08x \n", head, sum), body)
 }
 
 // packNames returns how many packs there are.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -95,16 +94,13 @@ func (h *hostile) sparse(name string) {
 	}
 }
 
-// text writes a text object with a right header and checksum, see
-// format/text.go. The body stays as it is.
+// text writes a text object with that body.
 func (h *hostile) text(name, kind, body string) {
 	h.t.Helper()
 	if len(body) > format.MaxText {
 		h.t.Fatalf("the body has %d bytes", len(body))
 	}
-	head := fmt.Sprintf("swapback-%-12s v%03d length %012d crc32c ", kind, format.TextVersion, len(body))
-	sum := crc32.Checksum([]byte(head+body), crc32.MakeTable(crc32.Castagnoli))
-	h.write(name, fmt.Appendf(nil, "%s%08x \n%s", head, sum, body))
+	h.write(name, textObject(kind, []byte(body)))
 }
 
 // backup writes the manifest anew with something changed.
@@ -263,6 +259,9 @@ func (h *hostile) outside() string {
 // text object has 16 MiB; measured are at most 53 MiB.
 const maxHeap = 96 << 20
 
+// maxSaid is how long all of its errors may be together.
+const maxSaid = 16 << 10
+
 // A repository that was made to do harm gives an error that names the object,
 // within bounded memory, and nothing outside of it and the target is written.
 func TestHostileRepository(t *testing.T) {
@@ -271,12 +270,24 @@ func TestHostileRepository(t *testing.T) {
 		do    func(h *hostile)
 		wants string // in what is said; empty when all goes well
 	}{
-		"config is endless":      {func(h *hostile) { h.sparse("config") }, "config"},
-		"config is a link out":   {func(h *hostile) { h.link("config", outsideName) }, "config"},
-		"config is a FIFO":       {func(h *hostile) { h.fifo("config") }, "config"},
-		"config of huge chunks":  {func(h *hostile) { h.config(func(c *config) { c.ChunkSize = 1 << 62 }) }, "config"},
-		"config of tiny chunks":  {func(h *hostile) { h.config(func(c *config) { c.ChunkSize = 1 }) }, "config"},
-		"config has no id":       {func(h *hostile) { h.config(func(c *config) { c.ID = "../.." }) }, "config"},
+		"config is endless":     {func(h *hostile) { h.sparse("config") }, "config"},
+		"config is a link out":  {func(h *hostile) { h.link("config", outsideName) }, "config"},
+		"config is a FIFO":      {func(h *hostile) { h.fifo("config") }, "config"},
+		"config of huge chunks": {func(h *hostile) { h.config(func(c *config) { c.ChunkSize = 1 << 62 }) }, "config"},
+		"config of tiny chunks": {func(h *hostile) { h.config(func(c *config) { c.ChunkSize = 1 }) }, "config"},
+		"config has no id":      {func(h *hostile) { h.config(func(c *config) { c.ID = "../.." }) }, "config"},
+		"config of millions of features": {func(h *hostile) {
+			h.text("config", format.TextConfig, `{"hash":"sha256","encryption":"none","features":[`+strings.Repeat(`"",`, 5_000_000)+`""]}`)
+		}, "config"},
+		"config of a long feature": {func(h *hostile) {
+			h.text("config", format.TextConfig, `{"features":["`+strings.Repeat("x", 16_000_000)+`"]}`)
+		}, "features"},
+		"config of a long time": {func(h *hostile) {
+			h.text("config", format.TextConfig, `{"created":"`+strings.Repeat("\x7f", 16_000_000)+`"}`)
+		}, "config"},
+		"config of a long number": {func(h *hostile) {
+			h.text("config", format.TextConfig, `{"chunk_size":`+strings.Repeat("9", 16_000_000)+`}`)
+		}, "config"},
 		"manifest is endless":    {func(h *hostile) { h.sparse("backups/" + h.b.ID) }, "BACKUP"},
 		"manifest is a link out": {func(h *hostile) { h.link("backups/"+h.b.ID, "../"+outsideName) }, "BACKUP"},
 		"manifest is a FIFO":     {func(h *hostile) { h.fifo("backups/" + h.b.ID) }, "BACKUP"},
@@ -294,6 +305,15 @@ func TestHostileRepository(t *testing.T) {
 		}, "BACKUP"},
 		"deep manifest": {func(h *hostile) {
 			h.text("backups/"+h.b.ID, format.TextBackup, `{"job":`+strings.Repeat("[", 5_000)+strings.Repeat("]", 5_000)+`}`)
+		}, "BACKUP"},
+		"manifest of a long number": {func(h *hostile) {
+			h.text("backups/"+h.b.ID, format.TextBackup, `{"volumes":[{"size":`+strings.Repeat("9", 16_000_000)+`}]}`)
+		}, "BACKUP"},
+		"manifest of long seconds": {func(h *hostile) {
+			h.text("backups/"+h.b.ID, format.TextBackup, `{"seconds":`+strings.Repeat("9", 16_000_000)+`}`)
+		}, "BACKUP"},
+		"manifest of a long time": {func(h *hostile) {
+			h.text("backups/"+h.b.ID, format.TextBackup, `{"created":"`+strings.Repeat("\x7f", 16_000_000)+`"}`)
 		}, "BACKUP"},
 		"volume of negative size": {func(h *hostile) { h.backup(func(b *Backup) { b.Volumes[0].Size = -1 }) }, "BACKUP"},
 		"volume of endless size":  {func(h *hostile) { h.backup(func(b *Backup) { b.Volumes[0].Size = 1 << 62 }) }, "BACKUP"},
@@ -374,6 +394,16 @@ func TestHostileRepository(t *testing.T) {
 		"note of a path": {func(h *hostile) {
 			h.text("gc/pending", format.TextPending, `{"packs":["../victim","packs/../../victim","config"],"leases":[]}`)
 		}, ""},
+		"note of millions of packs": {func(h *hostile) {
+			h.text("gc/pending", format.TextPending, `{"packs":[`+strings.Repeat(`"",`, 5_000_000)+`""],"leases":[]}`)
+		}, ""},
+		"note of many packs": {func(h *hostile) {
+			var b strings.Builder
+			for i := range 1_500_000 {
+				fmt.Fprintf(&b, `"%x",`, i)
+			}
+			h.text("gc/pending", format.TextPending, `{"packs":[`+b.String()+`""],"leases":[]}`)
+		}, ""},
 		"note is endless": {func(h *hostile) { h.sparse("gc/pending") }, ""},
 		"strange names": {func(h *hostile) {
 			for _, name := range []string{"backups/..a", "backups/ ", "backups/\x1b[2J", "packs/.hidden", "packs/zz/" + strings.Repeat("z", 32), "backups/20261123T101502Z-ZZZZZZZZ"} {
@@ -401,6 +431,9 @@ func (h *hostile) harmless(wants string) {
 	wants = strings.ReplaceAll(wants, "BACKUP", "backups/"+h.b.ID)
 	if !strings.Contains(said, wants) || (wants == "") != (said == "") {
 		h.t.Errorf("want %q", wants)
+	}
+	if len(said) > maxSaid {
+		h.t.Errorf("%d bytes were said", len(said))
 	}
 	if top > maxHeap {
 		h.t.Errorf("%d MiB lay on the heap", top>>20)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/swapback/swapback/backup/internal/format"
@@ -16,6 +17,9 @@ import (
 const (
 	// maxVolumes bounds the volumes in a backup, and its tags.
 	maxVolumes = 4096
+	// maxNoted bounds the packs in a note of garbage, and its leases. It is 2 TiB
+	// in full packs; what is beyond them is noted when they have gone.
+	maxNoted = 1 << 16
 	// maxOther bounds what a verification tells of packs. A few nodes can name
 	// one chunk as often as they like.
 	maxOther = 1000
@@ -25,20 +29,48 @@ const (
 // takes hundreds in memory.
 type manifest struct {
 	Backup
+	Created moment                `json:"created"`
 	Volumes bounded[BackupVolume] `json:"volumes"`
 	Tags    bounded[string]       `json:"tags"`
 }
 
 func (m manifest) backup() Backup {
-	m.Backup.Volumes, m.Backup.Tags = m.Volumes, m.Tags
+	m.Backup.Created, m.Backup.Volumes, m.Backup.Tags = m.Created.Time, m.Volumes, m.Tags
 	m.Backup.Damaged = ""
 	return m.Backup
+}
+
+// moment is a time that can be encoded again, which not all that are decoded can,
+// and is not decoded from a long text: the error would have it several times.
+type moment struct{ time.Time }
+
+func (m *moment) UnmarshalJSON(text []byte) error {
+	if len(text) > 64 {
+		return fmt.Errorf("%d bytes where a time belongs", len(text))
+	}
+	if err := m.Time.UnmarshalJSON(text); err != nil {
+		return err
+	}
+	_, err := m.Time.MarshalJSON()
+	return err
 }
 
 // bounded is a list that can't be decoded from more than maxVolumes items.
 type bounded[T any] []T
 
 func (l *bounded[T]) UnmarshalJSON(text []byte) error {
+	return decodeList((*[]T)(l), text, maxVolumes)
+}
+
+// noted is a list that can't be decoded from more than maxNoted names.
+type noted []string
+
+func (l *noted) UnmarshalJSON(text []byte) error {
+	return decodeList((*[]string)(l), text, maxNoted)
+}
+
+// decodeList decodes a list of at most so many items.
+func decodeList[T any](l *[]T, text []byte, most int) error {
 	*l = nil
 	dec := json.NewDecoder(bytes.NewReader(text))
 	switch t, err := dec.Token(); {
@@ -47,11 +79,11 @@ func (l *bounded[T]) UnmarshalJSON(text []byte) error {
 	case t == nil: // null
 		return nil
 	case t != json.Delim('['):
-		return fmt.Errorf("%v where a list belongs", t)
+		return fmt.Errorf("%.20v where a list belongs", t)
 	}
 	for dec.More() {
-		if len(*l) == maxVolumes {
-			return fmt.Errorf("a list has more than %d items", maxVolumes)
+		if len(*l) == most {
+			return fmt.Errorf("a list has more than %d items", most)
 		}
 		var item T
 		if err := dec.Decode(&item); err != nil {

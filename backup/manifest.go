@@ -64,7 +64,7 @@ func (v BackupVolume) table() (shape format.Shape, root format.Ref, err error) {
 	}
 	t := v.Table
 	hash, err := hex.DecodeString(t.Hash)
-	if err != nil || len(hash) != len(root.Hash) {
+	if err != nil || len(hash) != len(root.Hash) || format.Hash(hash).String() != t.Hash { // lower case, as an ID
 		return shape, root, fmt.Errorf("%w: hash %.80q of the table", format.ErrCorrupt, t.Hash)
 	}
 	root = format.Ref{Hash: format.Hash(hash), Offset: t.Offset, Stored: t.Stored, Length: t.Length, Kind: format.KindNode}

@@ -26,14 +26,14 @@ const configName = "config"
 
 // config is the text object that makes a store a repository.
 type config struct {
-	ID         string    `json:"id"` // UUID
-	Created    time.Time `json:"created"`
-	ChunkSize  int64     `json:"chunk_size"`
-	Hash       string    `json:"hash"`
-	Encryption string    `json:"encryption"`
+	ID         string `json:"id"` // UUID
+	Created    moment `json:"created"`
+	ChunkSize  int64  `json:"chunk_size"`
+	Hash       string `json:"hash"`
+	Encryption string `json:"encryption"`
 	// Features lists what a reader must know beyond the version. A reader
 	// refuses a repository with a feature that it does not know.
-	Features []string `json:"features"`
+	Features bounded[string] `json:"features"`
 }
 
 // Repository is an open repository. Its methods may be called concurrently, also
@@ -126,8 +126,8 @@ func initStore(ctx context.Context, st store.Store, o InitOptions) (*Repository,
 		return nil, &Error{Kind: ErrNotEmpty, Op: op, Detail: "it has " + some(foreign),
 			Remedy: "choose an empty folder or a new one"}
 	}
-	c := config{ID: uuid.NewString(), Created: time.Now().UTC(), ChunkSize: o.ChunkSize,
-		Hash: "sha256", Encryption: "none", Features: []string{}}
+	c := config{ID: uuid.NewString(), Created: moment{time.Now().UTC()}, ChunkSize: o.ChunkSize,
+		Hash: "sha256", Encryption: "none", Features: bounded[string]{}}
 	err = putText(ctx, st, configName, store.Exclusive, format.TextConfig, c)
 	if errors.Is(err, store.ErrExist) {
 		return nil, &Error{Kind: ErrExists, Op: op, Remedy: "use it as it is, or choose another folder"}
@@ -149,7 +149,7 @@ func openStore(ctx context.Context, st store.Store) (*Repository, error) {
 	}
 	if c.Encryption != "none" || c.Hash != "sha256" || len(c.Features) > 0 {
 		return nil, &Error{Kind: ErrVersion, Op: op, Remedy: "open it with a newer swapback",
-			Detail: fmt.Sprintf("it uses encryption %q, hash %q, features %q", c.Encryption, c.Hash, c.Features)}
+			Detail: fmt.Sprintf("it uses encryption %.80q, hash %.80q, features %.200q", c.Encryption, c.Hash, some(c.Features))}
 	}
 	return newRepository(st, c)
 }
@@ -160,6 +160,7 @@ func newRepository(st store.Store, c config) (*Repository, error) {
 	if err != nil {
 		return nil, &Error{Kind: ErrDamaged, Op: op, Object: configName, Err: err}
 	}
+	c.ID = id.String() // of the forms that can be read, the one to show
 	if _, err := format.ShapeOf(1, c.ChunkSize); err != nil {
 		return nil, &Error{Kind: ErrDamaged, Op: op, Object: configName, Err: err}
 	}

@@ -103,6 +103,15 @@ func TestText(t *testing.T) {
 			t.Errorf("version %d: %v", version, err)
 		}
 	}
+	long := strings.Repeat("9", maxDigits)
+	for body, good := range map[string]bool{
+		`[` + long + `,` + long + `]`: true, `[` + long + `9]`: false, `{"a":` + long + `0}`: false, `["` + long + `\"9",` + long + `]`: true, `["\\",` + long + `9]`: false,
+	} {
+		var v any
+		if err := DecodeText(encodeText(TextConfig, TextVersion, []byte(body)), TextConfig, &v); (err == nil) != good {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
 	if _, err := EncodeText(TextConfig, strings.Repeat("x", MaxText)); err == nil {
 		t.Error("a body over the bound was encoded")
 	}

@@ -24,6 +24,9 @@ import (
 const (
 	textHeaderSize = 64
 	textCRC        = 54
+	// maxDigits bounds a number in a body: one that does not fit is copied several
+	// times for the error.
+	maxDigits = 64
 )
 
 // Kinds of text objects.
@@ -91,8 +94,33 @@ func DecodeText(object []byte, kind string, v any) error {
 	if version > TextVersion {
 		return fmt.Errorf("%w: %s version %d, this program reads up to %d", ErrVersion, kind, version, TextVersion)
 	}
+	if hasLongNumber(body) {
+		return corrupt("its body has a number of more than %d digits", maxDigits)
+	}
 	if err := json.Unmarshal(body, v); err != nil {
-		return corrupt("its body can't be decoded: %v", err)
+		return corrupt("its body can't be decoded: %.200v", err)
 	}
 	return nil
+}
+
+// hasLongNumber tells whether more than maxDigits bytes of a number, or of what is
+// no JSON at all, stand together outside of a text.
+func hasLongNumber(body []byte) bool {
+	run, quoted := 0, false
+	for i := 0; i < len(body); i++ {
+		switch c := body[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			run, quoted = 0, !quoted
+		case quoted:
+		case strings.IndexByte(" \t\r\n,:[]{}", c) >= 0:
+			run = 0
+		default:
+			if run++; run > maxDigits {
+				return true
+			}
+		}
+	}
+	return false
 }
