@@ -208,6 +208,34 @@ func TestNewerRepositoriesAreRefused(t *testing.T) {
 	}
 }
 
+// What passes for an ID can't lead out of a folder: of all that differ from one in
+// a byte, only other digits do.
+func TestIDs(t *testing.T) {
+	const id = "20261123T101502Z-3f9a1c07"
+	if !validID(id) {
+		t.Fatalf("%q is none", id)
+	}
+	check := func(s string, good bool) {
+		if validID(s) && !good {
+			t.Errorf("%q is an ID", s)
+		}
+	}
+	for i := range len(id) + 1 {
+		check(id[:i], i == len(id))
+		check(id[i:], i == 0)
+		for c := range 256 {
+			check(id[:i]+string([]byte{byte(c)})+id[i:], false)
+			if i < len(id) {
+				digit := c >= '0' && c <= '9' || i > len(idTime) && c >= 'a' && c <= 'f'
+				check(id[:i]+string([]byte{byte(c)})+id[i+1:], digit || byte(c) == id[i])
+			}
+		}
+	}
+	for _, s := range []string{"../../../etc/passwd-00000000", "20261123T101502.5Z-3f9a1c07", "20261123T1:1502Z-3f9a1c07", "20261123T101502Z-3f9a1c07-3f9a1c07"} {
+		check(s, false)
+	}
+}
+
 func TestNames(t *testing.T) {
 	r, _ := memRepo(t)
 	_, err := r.Get(t.Context(), "latest")

@@ -79,22 +79,6 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
-// FuzzID checks that what passes for an ID can't lead out of a folder.
-func FuzzID(f *testing.F) {
-	f.Add("20261123T101502Z-3f9a1c07")
-	f.Add("../../../etc/passwd-00000000")
-	f.Fuzz(func(t *testing.T, id string) {
-		if !validID(id) {
-			return
-		}
-		for _, c := range id {
-			if (c < '0' || c > '9') && (c < 'a' || c > 'f') && c != 'T' && c != 'Z' && c != '-' {
-				t.Errorf("%q is an ID", id)
-			}
-		}
-	})
-}
-
 // FuzzRepository has a repository opened by what its config says, and its garbage
 // removed by what the note of it says, while somebody holds a lease.
 func FuzzRepository(f *testing.F) {
