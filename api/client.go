@@ -16,9 +16,14 @@ import (
 // Client talks to swapbackd. It is safe for concurrent use and implements
 // [Service], so that what works on a service works from afar too.
 type Client struct {
-	socket string
-	http   *http.Client
+	socket  string
+	http    *http.Client
+	longest int64 // bytes of an answer
 }
+
+// maxAnswer bounds an answer. The longest are of a pool whose metadata fills its
+// slots of 32 MiB: all its volumes, with their segments, are about 120 MiB.
+const maxAnswer = 256 << 20
 
 var _ Service = (*Client)(nil)
 
@@ -36,7 +41,7 @@ func NewClient(socket string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
 	}
-	return &Client{socket: socket, http: &http.Client{
+	return &Client{socket: socket, longest: maxAnswer, http: &http.Client{
 		// A connection for each request: on one that was kept, a request to the
 		// next daemon would break, as if that had died under it.
 		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
@@ -173,17 +178,25 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	defer resp.Body.Close()
 	if out == nil {
 		_, err = io.Copy(io.Discard, resp.Body)
-		return err
+	} else {
+		err = json.NewDecoder(resp.Body).Decode(out)
 	}
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	if err != nil {
 		return c.wentAway(method, path, err)
 	}
 	return nil
 }
 
-// wentAway is for an answer that did not come, or not whole: nobody can say from
+// wentAway is for an answer that did not come, or not whole, or has no end: nobody can say from
 // here whether the daemon has done what it was asked for.
 func (c *Client) wentAway(method, path string, err error) error {
+	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
+		return &Error{
+			Code:    CodeInternal,
+			Message: fmt.Sprintf("what answered %s %s at %s says more than %d bytes", method, path, c.socket, tooLong.Limit),
+			Remedy:  "see whether it is swapbackd that listens there",
+		}
+	}
 	return &Error{
 		Code:    CodeUnavailable,
 		Message: fmt.Sprintf("swapbackd at %s went away before it had answered %s %s: %v", c.socket, method, path, err),
@@ -222,6 +235,7 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		return nil, c.wentAway(method, path, err)
 	}
 	if resp.StatusCode < 300 {
+		resp.Body = http.MaxBytesReader(nil, resp.Body, c.longest)
 		return resp, nil
 	}
 	defer resp.Body.Close()

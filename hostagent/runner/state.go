@@ -137,7 +137,17 @@ func decodeState(text []byte) (*State, error) {
 	if s.Job == "" || s.Phase == "" {
 		return nil, errors.New("it names no job or phase")
 	}
+	for _, at := range []time.Time{s.Started, s.Updated} {
+		if _, err := at.MarshalJSON(); err != nil { // some are decoded that are not encoded
+			return nil, err
+		}
+	}
 	return s, nil
+}
+
+func (s *State) encode() ([]byte, error) {
+	text, err := json.MarshalIndent(s, "", "  ")
+	return append(text, '\n'), err
 }
 
 // ReadStates reads the states of all jobs, in the order of their names. Files
@@ -170,7 +180,7 @@ func ReadStates(dir string) ([]*State, error) {
 // file tells of this state or of a later one.
 func (f *stateFile) save() error {
 	f.s.Updated = time.Now().UTC()
-	text, err := json.MarshalIndent(&f.s, "", "  ")
+	text, err := f.s.encode()
 	if err != nil {
 		return err
 	}
@@ -180,7 +190,7 @@ func (f *stateFile) save() error {
 		return fmt.Errorf("state: %w", err)
 	}
 	defer os.Remove(tmp.Name()) // fails when all went well: it has another name
-	_, err = tmp.Write(append(text, '\n'))
+	_, err = tmp.Write(text)
 	err = errors.Join(err, tmp.Sync(), tmp.Close())
 	failpoint.Hit("state: new file written")
 	if err == nil {

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -106,10 +107,34 @@ func TestReadStates(t *testing.T) {
 func FuzzDecodeState(f *testing.F) {
 	f.Add([]byte(`{"version":1,"job":"j","phase":"step","agent":{"pid":3,"start":4},"volumes":[{"name":"tank/db"}]}`))
 	f.Add([]byte(`{"version":2,"job":"j","phase":"step"}`))
+	s := died(Recovering)
+	s.Recovery = &RecoveryState{Phase: "swap", Pairs: []RecoveryPair{{Volume: "tank/db", Spare: "tank/db-spare", FailedPosition: "P9"}}}
+	text, err := s.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
 	f.Fuzz(func(t *testing.T, text []byte) {
 		s, err := decodeState(text)
-		if err == nil {
-			Explain(t.Context(), nil, s)
+		if err != nil {
+			return
+		}
+		// What explains a state is no longer than a few sentences for each thing
+		// that is in it.
+		said := strings.Join(Explain(t.Context(), nil, s), "\n")
+		if len(said) > 1024+128*len(text) {
+			t.Errorf("%d bytes explain %d", len(said), len(text))
+		}
+		out, err := s.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeState(out)
+		if err != nil {
+			t.Fatalf("%s\nis not read again: %v", out, err)
+		}
+		if second, err := again.encode(); err != nil || !bytes.Equal(out, second) {
+			t.Errorf("%s\nbecame\n%s\n%v", out, second, err)
 		}
 	})
 }
