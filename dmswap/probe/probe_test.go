@@ -59,10 +59,12 @@ func TestProbe(t *testing.T) {
 		binary.LittleEndian.PutUint32(b[0x60-0x38:], incompat)
 		return b
 	}
-	swapback := make([]byte, 184)
+	swapback := make([]byte, 188)
 	copy(swapback, "SWAPBACK")
 	copy(swapback[120:], "tank")
 	binary.LittleEndian.PutUint64(swapback[64:], 4<<20)
+	unfinished := bytes.Clone(swapback)
+	unfinished[184] = 1
 	dos := make([]byte, 512)
 	dos[446], dos[450], dos[510], dos[511] = 0x80, 0x83, 0x55, 0xaa
 	odd := bytes.Clone(dos)
@@ -75,6 +77,7 @@ func TestProbe(t *testing.T) {
 		b    []byte
 	}{
 		{`a member of the swapback pool "tank"`, 4096, swapback},
+		{`a member of the swapback pool "tank", which was being made or deleted`, 4096, unfinished},
 		{"a GPT partition table", 512, []byte("EFI PART")},
 		{"a GPT partition table", size - 512, []byte("EFI PART")},
 		{"a GPT partition table", size - 4096, []byte("EFI PART")},

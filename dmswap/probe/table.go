@@ -37,7 +37,7 @@ func (s *signature) places(size int64) []int64 {
 // format is described.
 var signatures = []signature{
 	// dmswap/label.go
-	{name: "a swapback pool", magic: []byte("SWAPBACK"), at: []int64{4096}, need: 184, check: swapbackPool},
+	{name: "a swapback pool", magic: []byte("SWAPBACK"), at: []int64{4096}, need: 188, check: swapbackPool},
 
 	// Partition tables. UEFI specification, "GUID Partition Table Header":
 	// block 1 and the last block, of 512 or 4096 bytes.
@@ -107,7 +107,11 @@ func swapbackPool(b []byte, _ *reader) (string, bool) {
 	if name == "" {
 		return "", true
 	}
-	return fmt.Sprintf("a member of the swapback pool %q", name), true
+	found := fmt.Sprintf("a member of the swapback pool %q", name)
+	if le32(b[184:]) == 1 { // there may be no such pool, so nobody would find it
+		found += ", which was being made or deleted"
+	}
+	return found, true
 }
 
 // bootSector tells partition tables from what else ends a sector with 55 AA:
