@@ -306,12 +306,7 @@ func (b *bench) look(volumes []api.Volume, files bool) (problems []string) {
 				}, shown)...)
 			})
 		case v.Name != filesVolume:
-			// Nobody has written to it: its head was wiped before it was there.
-			err = b.read(v.Device, func(data []byte) {
-				if !bytes.Equal(data[:rig.MiB], zeroes[:]) {
-					problems = append(problems, fmt.Sprintf("volume %s does not begin with zeroes", v.Name))
-				}
-			})
+			problems = append(problems, b.lookAtHead(v.Name, v.Device)...)
 		case files:
 			problems = append(problems, b.lookAtFiles(c, v.Device)...)
 		}
@@ -320,6 +315,20 @@ func (b *bench) look(volumes []api.Volume, files bool) (problems []string) {
 		}
 	}
 	return append(problems, c.checkMet(shown)...)
+}
+
+// lookAtHead looks at a volume that nobody has written to: its head was wiped
+// before it was there.
+func (b *bench) lookAtHead(name, device string) (problems []string) {
+	err := b.read(device, func(data []byte) {
+		if !bytes.Equal(data[:rig.MiB], zeroes[:]) {
+			problems = append(problems, fmt.Sprintf("volume %s does not begin with zeroes", name))
+		}
+	})
+	if err != nil {
+		problems = append(problems, fmt.Sprintf("volume %s: %v", name, err))
+	}
+	return problems
 }
 
 // read reads the first 2 MiB of a device past the page cache, or all.

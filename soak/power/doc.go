@@ -7,7 +7,8 @@
 // the disk, and of the rest nothing, all, or any blocks by chance. The pool is
 // opened on that, by the library and now and then by the whole daemon, and has to
 // show one of the two worlds of the operation that was under way, and every write
-// that was acknowledged as durable.
+// that was acknowledged as durable. A pool is made and deleted on such disks, too,
+// and then its power is cut around every write to a label or header.
 //
 // The tests need the machine of `make test-vm`. SOAK_SEED, SOAK_POINTS and
 // SOAK_ROUNDS make them longer.

@@ -21,7 +21,9 @@ const (
 	// What lies before the extents: the label, and two slots of 1 MiB of which the
 	// pool of this test uses little.
 	metadataSize = 3 * rig.MiB
-	metadataSlot = 8<<10 + 1<<20
+	labelAt      = 4 << 10
+	firstSlot    = 8 << 10
+	metadataSlot = firstSlot + 1<<20
 	metadataUsed = 64 << 10
 	// daemonPoints are the cuts after which the whole daemon starts.
 	daemonPoints = 12
