@@ -62,7 +62,10 @@ func newBench(t *testing.T, j *journal, log *logwrites.Log, seed uint64) *bench 
 		random: rand.New(rand.NewPCG(seed, 1)), buffer: rig.Aligned(t, int(volumeSize)), survived: map[string]int{}, seen: map[int]bool{},
 	}
 	t.Cleanup(b.machineOff) // before the disks go
-	b.late = j.setDue(t, log)
+	var err error
+	if b.late, err = j.setDue(log); err != nil {
+		t.Error(err)
+	}
 	return b
 }
 

@@ -71,6 +71,7 @@ type record struct {
 	met    bool // it met a swap
 	flush  int  // the event before it was flushed, 0 for a write with FUA
 	ack    int  // the event of its acknowledgement, 0 for none
+	entry  int  // of the log that has it, -1 for none
 	due    int  // after how many entries of the log it has to be there, 0 for never
 	at     []string
 }
