@@ -40,8 +40,8 @@ func TestPowerCut(t *testing.T) {
 	log := disk.Log()
 	b := newBench(t, j, log, seed)
 	points := b.choose(random, rig.CountOn(t, "SOAK_POINTS", 320, 60))
-	t.Logf("SOAK_SEED=%d: %d entries, %d events, %d operations, %d writes, %d files; %d cuts",
-		seed, len(log.Entries), j.events, len(j.ops), len(j.records), len(j.files), len(points))
+	t.Logf("SOAK_SEED=%d: %d entries in %d MiB, %d events, %d operations, %d writes, %d files; %d cuts",
+		seed, len(log.Entries), log.Size/rig.MiB, j.events, len(j.ops), len(j.records), len(j.files), len(points))
 	failed := 0
 	for n, at := range points {
 		if b.cut(at, n, len(points)/daemonPoints) {

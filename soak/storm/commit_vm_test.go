@@ -27,7 +27,7 @@ func TestKilledBehindTheCommit(t *testing.T) {
 			answer <- err
 		}()
 		rig.WaitUntil(t, "the swap to show", func() bool { return d.Show("a").Position.ID != before })
-		time.Sleep(time.Duration(round) * 20 * time.Millisecond)
+		time.Sleep(time.Duration(round%10) * 20 * time.Millisecond)
 		d.Kill()
 		if err := <-answer; err != nil {
 			cut++

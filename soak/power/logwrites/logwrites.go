@@ -75,7 +75,9 @@ type Log struct {
 	// BlockSize is the logical block of the logged device in bytes: the least
 	// that a disk writes whole.
 	BlockSize int
-	r         io.ReaderAt
+	// Size is where the last entry ends, in bytes.
+	Size int64
+	r    io.ReaderAt
 }
 
 // Read reads the entries of a log of size bytes. A log that does not end with
@@ -110,6 +112,7 @@ func Read(r io.ReaderAt, size int64) (*Log, error) {
 			at += e.Length
 		}
 	}
+	l.Size = at
 	return l, nil
 }
 

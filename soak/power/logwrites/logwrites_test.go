@@ -60,8 +60,8 @@ func TestRead(t *testing.T) {
 		written{first: 2, blocks: 1, flags: FUA | Metadata, fill: 'b'},
 	)
 	l := read(t, raw)
-	if len(l.Entries) != 5 || l.BlockSize != block {
-		t.Fatalf("%d entries of blocks of %d", len(l.Entries), l.BlockSize)
+	if len(l.Entries) != 5 || l.BlockSize != block || l.Size != int64(len(raw)) {
+		t.Fatalf("%d entries of blocks of %d in %d of %d bytes", len(l.Entries), l.BlockSize, l.Size, len(raw))
 	}
 	if e := l.Entries[0]; e.Offset != 4096 || e.Length != 1024 || e.Flags != 0 {
 		t.Errorf("write: %+v", e)
