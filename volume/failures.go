@@ -3,9 +3,13 @@ package volume
 import (
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/ublk"
@@ -27,6 +31,7 @@ type failureLog struct {
 	pool    string
 	volume  string // POOL/VOLUME
 	locate  func(f ublk.Failure) []dmswap.DiskRange
+	size    func(disk string) (bytes int64, err error)
 	now     func() time.Time
 
 	since    time.Time // when this while began
@@ -37,7 +42,8 @@ type failureLog struct {
 func (c *Controller) failureLog(t target) *failureLog {
 	return &failureLog{
 		log: c.log, metrics: c.metrics, pool: t.pool.Info().Name, volume: t.String(),
-		locate: func(f ublk.Failure) []dmswap.DiskRange { return placesOf(t.pool, t.uuid(), f) }, now: time.Now,
+		locate: func(f ublk.Failure) []dmswap.DiskRange { return placesOf(t.pool, t.uuid(), f) },
+		size:   diskSize, now: time.Now,
 	}
 }
 
@@ -58,14 +64,41 @@ func (l *failureLog) heard(f ublk.Failure, missed uint64) {
 	}
 	l.logged++
 	args := []any{"volume", l.volume, "op", f.Op.String(), "offset", f.Offset, "length", f.Length, "err", f.Errno.Error(), "disk", describePlaces(places)}
-	if f.Short {
-		args = append(args, "why", "the device below has become shorter")
+	if why := l.why(f, places); why != "" {
+		args = append(args, "why", why)
 	}
 	if l.silenced > 0 {
 		args = append(args, "not_logged", l.silenced)
 		l.silenced = 0
 	}
 	l.log.Error("I/O error", args...)
+}
+
+// why is known when a disk has become shorter: the errno is that of a bad sector.
+func (l *failureLog) why(f ublk.Failure, places []dmswap.DiskRange) string {
+	for _, p := range places {
+		if size, err := l.size(p.Disk); err == nil && p.Offset+p.Length > size {
+			return fmt.Sprintf("%s has become shorter, it ends at sector %d", p.Disk, size/512)
+		}
+	}
+	if f.Short {
+		return "the device below has become shorter"
+	}
+	return ""
+}
+
+// diskSize asks sysfs, which does not wait for a disk that hangs, as opening it may.
+func diskSize(path string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("disk %s: %w", path, err)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/size", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return sectors * 512, err
 }
 
 // placesOf finds where a request went. A swap may have come between: then the
