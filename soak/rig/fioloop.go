@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,7 +35,7 @@ type FioLoop struct {
 func LoopFio(t *testing.T, args []string) *FioLoop {
 	t.Helper()
 	l := &FioLoop{
-		t: t, args: append(args, "--output-format=json"), dir: t.TempDir(),
+		t: t, args: slices.Concat(manners, args, []string{"--output-format=json"}), dir: t.TempDir(),
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	go l.loop()
@@ -107,7 +108,8 @@ func slowest(out string) time.Duration {
 	return time.Duration(longest)
 }
 
-// Freeze stops fio as it is; requests that it has made come to their end.
+// Freeze stops fio as it is, all threads of it; requests that it has made come to
+// their end.
 func (l *FioLoop) Freeze() {
 	l.mu.Lock()
 	if l.cmd != nil {
