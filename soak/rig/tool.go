@@ -82,7 +82,7 @@ func OldestKernel(t *testing.T) bool {
 func (d *Daemon) CLI(wantExit int, words []string, args ...string) string {
 	d.t.Helper()
 	cmd := exec.Command("swapback", args...)
-	cmd.Env = append(os.Environ(), api.SocketEnv+"="+d.Socket(), "SWAPBACK_REPO="+filepath.Join(d.Dir, "repo"))
+	cmd.Env = append(os.Environ(), api.SocketEnv+"="+d.Socket(), "SWAPBACK_REPO="+filepath.Join(d.Dir, "repo"), "SWAPBACK_RUN_DIR="+d.RunDir())
 	out, err := cmd.CombinedOutput()
 	exit := 0
 	var ee *exec.ExitError

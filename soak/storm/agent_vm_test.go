@@ -49,6 +49,7 @@ steps:
 type agentStatus struct {
 	Phase   string   `json:"phase"`
 	Backup  string   `json:"backup"`
+	Running bool     `json:"running"`
 	Died    bool     `json:"died"`
 	Text    []string `json:"text"`
 	Outcome string   `json:"outcome"`
@@ -64,15 +65,16 @@ type agents struct {
 	rand *rand.Rand
 	file string
 
-	phases map[string]int // where the agent was found dead
-	whole  time.Duration  // what a run takes that nobody kills
+	phases  map[string]int // where the agent was found dead
+	whole   time.Duration  // what a run takes that nobody kills
+	refused int            // recoveries by hand, beside a job
 }
 
 // TestAgentStorm kills the agent at any moment of a job that has to recover, and
 // the daemon with it every other time. Afterwards the agent says where the job
 // stands, which is compared with what the volume shows; what it says to do brings
 // the save point back, and the job can be run again. Of two agents that are
-// started at once one is refused.
+// started at once one is refused, and so is a recovery by hand beside one.
 func TestAgentStorm(t *testing.T) {
 	a := newAgents(t)
 	began := time.Now()
@@ -84,9 +86,14 @@ func TestAgentStorm(t *testing.T) {
 		a.strike(kill%2 == 1)
 	}
 	a.tidy()
-	a.expect(agentDone, []string{"after 1 recovery"}, "run", "--anew", a.file)
+	r := a.start()
+	rig.WaitUntil(t, "the agent to begin", func() bool { return a.status().Running })
+	a.beside(r)
+	if err := <-r.end; exitCode(err) != agentDone || !strings.Contains(r.out.String(), "after 1 recovery") || a.refused == 0 {
+		t.Errorf("the last run, with %d recoveries tried beside it and others: %v\n%s", a.refused, err, r.out.String())
+	}
 	a.shows("change 2")
-	t.Logf("found dead in: %v; a whole run takes %v", a.phases, a.whole.Round(time.Millisecond))
+	t.Attr("found-dead", fmt.Sprintf("%v; a whole run takes %v; %d recoveries refused", a.phases, a.whole.Round(time.Millisecond), a.refused))
 }
 
 func newAgents(t *testing.T) *agents {
@@ -110,7 +117,7 @@ func newAgents(t *testing.T) *agents {
 func (a *agents) path(name string) string { return filepath.Join(a.d.Dir, name) }
 
 func (a *agents) command(args ...string) *exec.Cmd {
-	args = append([]string{"--socket", a.d.Socket(), "--state-dir", a.path("state"), "--log-dir", a.path("logs"), "--run-dir", a.path("run-agent")}, args...)
+	args = append([]string{"--socket", a.d.Socket(), "--state-dir", a.path("state"), "--log-dir", a.path("logs"), "--run-dir", a.d.RunDir()}, args...)
 	return exec.Command("swapback-agent", args...)
 }
 
@@ -171,7 +178,11 @@ func (a *agents) strike(daemonToo bool) {
 	if exitCode(err) != agentRefused || !strings.Contains(refused.out.String(), "is being worked on by job storm") {
 		a.t.Errorf("of two agents the one that ended first says (%v):\n%s", err, refused.out.String())
 	}
-	time.Sleep(time.Duration(a.rand.Float64() * float64(a.whole)))
+	wait := time.Duration(a.rand.Float64() * float64(a.whole))
+	first := time.Duration(a.rand.Float64() * float64(wait))
+	time.Sleep(first)
+	a.beside(works)
+	time.Sleep(wait - first)
 	if err := works.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		a.t.Fatal(err)
 	}
@@ -182,6 +193,23 @@ func (a *agents) strike(daemonToo bool) {
 	}
 	// Its output stays open as long as a step of it runs on.
 	a.judge(works)
+}
+
+// beside has the volume recovered by hand while the agent is at work, which is
+// refused with who has it. The agent is stopped meanwhile, so that it does not end.
+func (a *agents) beside(r *run) {
+	a.t.Helper()
+	pid := r.cmd.Process.Pid
+	_ = r.cmd.Process.Signal(unix.SIGSTOP) // or it has ended
+	rig.WaitUntil(a.t, "the agent to stop", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(stat), ") T ") || strings.Contains(string(stat), ") Z ")
+	})
+	if a.status().Running {
+		a.d.CLI(4, []string{fmt.Sprintf("volume tank/db is being worked on by job storm (process %d)", pid)}, "recover", "tank/db")
+		a.refused++
+	}
+	_ = r.cmd.Process.Signal(unix.SIGCONT)
 }
 
 // judge compares what the agent says of the run with what is.
