@@ -212,11 +212,9 @@ func (j *life) settle(w *worker, cut moment) error {
 		return err
 	}
 	there := err == nil
-	if there && v.State == api.StateDetached && (cut == creating || cut == deleting) {
-		// Half-way: it was made, or its device was taken away, and nothing else.
-		if v, err = w.storm.d.Client.Attach(w.storm.t.Context(), j.name, api.AttachRequest{}); err != nil {
-			return err
-		}
+	if there && v.State != api.StateServing {
+		// Created it is attached, and it stays so until it is deleted.
+		return fmt.Errorf("volume %s is %s %s", j.name, v.State, v.Error)
 	}
 	switch {
 	case cut == creating && there:
