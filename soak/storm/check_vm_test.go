@@ -4,9 +4,12 @@ package storm
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/soak/rig"
@@ -38,6 +41,46 @@ func (s *storm) check(m moment) {
 	if s.t.Failed() {
 		s.t.Logf("that was kill %d, %s; the successor said:\n%s", s.kills, m, rig.Tail(s.d.Log.String(), 60))
 	}
+}
+
+// expectRest fails the test unless the volumes are left alone once what was asked
+// of them is done. A filesystem may write something of its own in between, fio
+// would in every try.
+func (s *storm) expectRest() {
+	s.t.Helper()
+	var before, after map[string]api.IOStats
+	for range 5 {
+		before = s.atRest()
+		time.Sleep(300 * time.Millisecond)
+		if after = s.atRest(); maps.Equal(before, after) {
+			return
+		}
+	}
+	s.t.Errorf("nobody has anything to do, but the volumes' counters went from\n%+v to\n%+v", before, after)
+}
+
+// atRest waits until no volume has a request in flight, and returns the counters.
+func (s *storm) atRest() map[string]api.IOStats {
+	s.t.Helper()
+	counts := map[string]api.IOStats{}
+	rig.WaitUntil(s.t, "the last request to be answered", func() bool {
+		volumes, err := s.d.Client.Volumes(s.t.Context(), "")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, v := range volumes {
+			inflight, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(v.Device), "inflight"))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			if strings.Trim(string(inflight), " 0\n") != "" {
+				return false
+			}
+			counts[v.Name] = *v.IO
+		}
+		return true
+	})
+	return counts
 }
 
 // checkDevices compares the kernel's devices with the volumes.

@@ -4,7 +4,9 @@ package storm
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,8 +24,7 @@ type loads struct {
 	jobs  map[string][]string
 	files map[string]string // mount point by volume
 	probe *prober
-
-	text string
+	slow  []string // the longest request of each
 }
 
 // filesystems are checked by their own tools, which change nothing.
@@ -81,11 +82,14 @@ func (l *loads) waitWrites(n uint64) {
 	})
 }
 
+// freeze stops the loads. What they have written to the page cache is on its way
+// to the disks then, and later there is nothing left for the kernel to write.
 func (l *loads) freeze() {
 	l.probe.mu.Lock()
 	for _, f := range l.loops {
 		f.Freeze()
 	}
+	unix.Sync()
 }
 
 func (l *loads) thaw() {
@@ -112,16 +116,14 @@ func (l *loads) check() {
 // checks, and, from the disks, what the last run of fio had written.
 func (l *loads) finish() {
 	l.t.Helper()
-	var b strings.Builder
-	for name, f := range l.loops {
-		runs, longest := f.Stop()
-		fmt.Fprintf(&b, "fio on %s: %d runs, longest request %v\n", name, runs, longest.Round(time.Millisecond))
+	for _, name := range slices.Sorted(maps.Keys(l.loops)) {
+		runs, longest := l.loops[name].Stop()
+		l.slow = append(l.slow, fmt.Sprintf("%v on %s (%d runs)", longest.Round(time.Millisecond), name, runs))
 		if runs == 0 {
 			l.t.Errorf("fio on %s did not come to the end of a single run", name)
 		}
 	}
-	fmt.Fprintf(&b, "one block at a time: longest %v\n", l.probe.stop().Round(time.Millisecond))
-	l.text = b.String()
+	l.slow = append(l.slow, fmt.Sprintf("%v one block at a time", l.probe.stop().Round(time.Millisecond)))
 	for name, dir := range l.files {
 		rig.Unmount(l.t, dir)
 		device := l.d.Show(name).Device
@@ -141,4 +143,5 @@ func (l *loads) finish() {
 	}
 }
 
-func (l *loads) report() string { return l.text }
+// longest tells how long the longest request of each load took.
+func (l *loads) longest() string { return strings.Join(l.slow, ", ") }
