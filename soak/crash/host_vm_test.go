@@ -336,6 +336,16 @@ func (h *host) oneRecovery(t *testing.T) {
 	_ = cmd.Wait()
 	s.after(t)
 
+	cmd, _ = h.stopped(t, "job: begun", "swapback-agent", h.agentArgs("run", file)...)
+	who = fmt.Sprintf("is being worked on by job j (process %d)", cmd.Process.Pid)
+	if out, code := h.run(t, "", "swapback", "recover", "db"); code != 4 || !strings.Contains(out, who) {
+		t.Errorf("a recovery beside a job: exit code %d, want 4 and %q\n%s", code, who, out)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+
 	for _, point := range []string{"recover: chosen", "restore: run written", "recover: restored", "recover: swap answered"} {
 		t.Run("daemon dies at "+point, func(t *testing.T) {
 			s.prepare(t)
