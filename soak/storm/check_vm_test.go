@@ -44,8 +44,8 @@ func (s *storm) check(m moment) {
 }
 
 // expectRest fails the test unless the volumes are left alone once what was asked
-// of them is done. A filesystem may write something of its own in between, fio
-// would in every try.
+// of them is done. A filesystem may write something of its own in between; a load
+// that goes on does in every try.
 func (s *storm) expectRest() {
 	s.t.Helper()
 	var before, after map[string]api.IOStats
