@@ -108,7 +108,9 @@ func (c *checker) metadata() error {
 	if _, err := p.meta.owners(p.pending); err != nil {
 		c.problem("extents: %v", err)
 	}
-	c.accounts()
+	if free, err := newAllocator(p.meta, p.pending); err == nil { // reported already
+		c.accounts(free)
+	}
 	for _, s := range p.meta.Snapshots {
 		if p.snaps[s.Volume] == nil && p.busyWith(s.Volume) == "" {
 			c.problem("extents are reserved for a snapshot of volume %s, which is not open", s.Volume)
@@ -118,25 +120,31 @@ func (c *checker) metadata() error {
 	return nil
 }
 
-// accounts wants every extent to be owned, reserved by an operation that is
-// under way, or free.
-func (c *checker) accounts() {
+// accounts wants an allocator to have every extent free that is not owned, and not
+// reserved by an operation that is under way. It counts by itself: the allocator's
+// runs are what the sorted runs of the owners leave.
+func (c *checker) accounts(free *allocator) {
 	p := c.pool
-	used, err := p.meta.owners(p.pending)
-	if err != nil {
-		return // reported already
+	used := make([]int64, len(p.meta.Members))
+	count := func(segments []Segment) {
+		for _, s := range segments {
+			for _, st := range s.Stripes {
+				used[st.Member] += s.Extents
+			}
+		}
 	}
-	free, err := newAllocator(p.meta, p.pending)
-	if err != nil {
-		return
+	for _, pos := range p.meta.Positions {
+		count(pos.Segments)
+	}
+	for _, s := range p.meta.Snapshots {
+		count(s.Segments)
+	}
+	for _, segments := range p.pending {
+		count(segments)
 	}
 	for i, m := range p.meta.Members {
-		n := free.freeOn(i)
-		for _, r := range used[i] {
-			n += r.count
-		}
-		if n != m.Extents {
-			c.problem("extents: member %d has %d, but %d are owned or free", i, m.Extents, n)
+		if n := free.freeOn(i); used[i]+n != m.Extents {
+			c.problem("extents: member %d has %d, but %d are owned and %d are free", i, m.Extents, used[i], n)
 		}
 	}
 	p.mu.RLock()

@@ -104,8 +104,15 @@ func TestMembersThatDisagree(t *testing.T) {
 		t.Fatal(err)
 	}
 	copy(w.disks[1].bytes, other.disks[1].bytes)
-	if _, err := w.tryOpen(); !errors.Is(err, ErrSplit) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disk1") {
+	_, err := w.tryOpen()
+	if !errors.Is(err, ErrSplit) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "disk disk1 holds another generation 3 than the other disks") {
 		t.Errorf("got %v", err)
+	}
+	const remedy = "decide which half is right. If it is the others: leave it out (swapbackd --disk with the other disks only), " +
+		"or make it follow them: swapback pool metadata dump --disk OTHER -o FILE; " +
+		"swapback pool metadata restore FILE --disk disk1 --force. If it is this one, the other way round"
+	if got := Remedy(err); got != remedy {
+		t.Errorf("the remedy is %q, not %q", got, remedy)
 	}
 }
 
