@@ -202,11 +202,15 @@ func TestVMSecondOpen(t *testing.T) {
 	mustCheck(t, p.Pool)
 }
 
-// TestVMCheckSeesDamage breaks things and wants the check to say so.
+// TestVMCheckSeesDamage breaks things, wants the check to say so, and has them
+// mended.
 func TestVMCheckSeesDamage(t *testing.T) {
 	p := newVMPool(t, 0)
 	mustCreate(t, p.Pool, VolumeSpec{Name: "a", Size: 4 << 20})
 	b := mustCreate(t, p.Pool, VolumeSpec{Name: "b", Size: 4 << 20})
+	f := direct(t, b.Device)
+	fill(t, f, 'b', b.Size)
+	f.Close()
 	c, err := dm.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -219,28 +223,46 @@ func TestVMCheckSeesDamage(t *testing.T) {
 	}
 	stray := dm.ByUUID(dmUUID(p.uuid, NewUUID(), ""))
 	for _, tt := range []struct {
-		name        string
-		break_, fix func() error
-		want        string
+		name   string
+		break_ func() error
+		found  string
+		mended string
 	}{
-		{"suspended", func() error { return c.Suspend(ctx, ref, dm.SuspendOptions{}) }, func() error { return c.Resume(ctx, ref) }, "is suspended"},
-		{"second table", func() error { return c.Load(ref, good, false) }, func() error { return c.Clear(ref) }, "second table"},
+		{"suspended", func() error { return c.Suspend(ctx, ref, dm.SuspendOptions{}) },
+			"is suspended", "volume b: its device is suspended, and was brought to the map"},
+		{"second table", func() error { return c.Load(ref, good, false) },
+			"second table", "volume b: its device has a table loaded that was never committed, and was brought to the map"},
 		{"wrong table", func() error {
 			return errors.Join(c.Load(ref, dm.Table{{Start: 0, Length: good.Size(), Target: dm.ErrorTarget{}}}, false), c.Resume(ctx, ref))
-		}, func() error { return errors.Join(c.Load(ref, good, false), c.Resume(ctx, ref)) }, "but should have"},
-		{"stray device", func() error { _, err := c.Create("swapback-tank-stray", stray.UUID); return err }, func() error { return c.Remove(stray, false) }, "belongs to no volume"},
-		{"missing device", func() error { return c.Remove(ref, false) }, func() error { return p.reconcile(ctx) }, "does not exist"},
+		}, "but should have", "volume b: its device has the table 0 8192 error, and was brought to the map"},
+		{"stray device", func() error { _, err := c.Create("swapback-tank-stray", stray.UUID); return err },
+			"belongs to no volume", "device swapback-tank-stray, which belonged to no volume, was removed"},
+		{"missing device", func() error { return c.Remove(ref, false) },
+			"does not exist", "volume b: its device DEVICE was made anew; detach and attach the volume to serve it"},
 	} {
 		if err := tt.break_(); err != nil {
 			t.Fatal(err)
 		}
-		r, err := p.Check(ctx)
-		if err != nil || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], tt.want) {
-			t.Errorf("%s: %q, %v", tt.name, r.Problems, err)
+		found, err := p.Check(ctx)
+		if err != nil || len(found.Problems) != 1 || !strings.Contains(found.Problems[0], tt.found) {
+			t.Errorf("%s: %q, %v", tt.name, found.Problems, err)
 		}
-		if err := tt.fix(); err != nil {
-			t.Fatal(err)
+		r, err := p.Repair(ctx, RepairOptions{KeepDir: t.TempDir()})
+		now := p.volume(t, "b")
+		mended := strings.Replace(tt.mended, "DEVICE", now.Device, 1)
+		if err != nil || !slices.Equal(r.Found, found.Problems) || !slices.Equal(r.Mended, []string{mended}) || !r.OK() {
+			t.Errorf("%s: repair: %+v, %v", tt.name, r, err)
+		}
+		text, err := os.ReadFile(r.Kept)
+		if err != nil {
+			t.Fatalf("%s: the old metadata: %v", tt.name, err)
+		}
+		if d, err := DecodeDump(text); err != nil || d.Generation() != p.Info().Generation || d.PoolUUID() != p.uuid {
+			t.Errorf("%s: kept %+v, %v", tt.name, d, err)
 		}
 		mustCheck(t, p.Pool)
+		f := direct(t, now.Device)
+		verify(t, f, 'b', b.Size)
+		f.Close()
 	}
 }
