@@ -286,7 +286,7 @@ func runMetadataRestore(ctx context.Context, a *app, o metadataRestoreOptions, f
 		for _, path := range r.Kept {
 			fmt.Fprintf(w, "old metadata is in %s\n", path)
 		}
-		fmt.Fprintf(w, "metadata of pool %s is restored; start the daemon to open it\n", d.Pool())
+		fmt.Fprintf(w, "metadata of pool %s is restored; to open it start the daemon, or say: swapback pool rejoin %s\n", d.Pool(), d.Pool())
 	})
 }
 
