@@ -39,6 +39,7 @@ func VM() []Tool {
 		{"lsblk", "util-linux", "a second opinion on block devices, in tests only", true},
 		{"ps", "procps", "looking at processes in tests", true},
 		{"systemd-analyze", "systemd", "running the daemon's unit as it is, in tests only", true},
+		{"udevadm", "udev", "running the rules of dist/udev, in tests only", true},
 		{"python3", "python3-minimal", "small helpers in tests", true},
 	}
 }
