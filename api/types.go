@@ -103,6 +103,7 @@ type Volume struct {
 	Changed      *Changed `json:"changed,omitempty" doc:"what was written to the position"`
 	Position     Position `json:"position"`
 	Snapshot     bool     `json:"snapshot" doc:"whether a backup is reading a snapshot of the volume"`
+	SnapshotFull bool     `json:"snapshot_full,omitempty" doc:"whether that snapshot has no room for old data any more, or met an error of a disk: it can't be read, and the backup fails"`
 	IO           *IOStats `json:"io,omitempty" doc:"counters since the device was started or adopted"`
 }
 
@@ -309,7 +310,7 @@ type Snapshot struct {
 type SnapshotVolume struct {
 	Volume  Volume `json:"volume" doc:"the volume as it was at the instant"`
 	Device  string `json:"device" doc:"read-only block device with the content of the instant"`
-	COWSize int64  `json:"cow_size" doc:"bytes of writes that the snapshot survives"`
+	COWSize int64  `json:"cow_size" doc:"bytes of old data that the snapshot has room for"`
 }
 
 // Holder is somebody who uses a block device.

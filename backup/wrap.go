@@ -51,7 +51,7 @@ func wrapSource(op, path string, err error) error {
 	case errors.Is(err, device.ErrKind):
 		e.Remedy = "name a block device or a regular file"
 	case errors.Is(err, unix.EIO):
-		e.Remedy = "look into the kernel log; a snapshot that ran out of space reads like this too"
+		e.Remedy = "look into the kernel log"
 	}
 	return e
 }

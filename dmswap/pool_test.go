@@ -259,6 +259,9 @@ func TestSnapshotDevices(t *testing.T) {
 	if st, err := s.Status(ctx); err != nil || st.Used != 16*512 || st.Total != 4<<20 || st.Invalid {
 		t.Errorf("status %+v, %v", st, err)
 	}
+	if st, err := p.SnapshotStatus(ctx, v.UUID); err != nil || st.Total != 4<<20 {
+		t.Errorf("status of the volume's snapshot %+v, %v", st, err)
+	}
 	if p.Info().FreeExtents != 24 {
 		t.Errorf("%d free", p.Info().FreeExtents)
 	}
@@ -268,6 +271,9 @@ func TestSnapshotDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustCheck(t, p)
+	if _, err := p.SnapshotStatus(ctx, v.UUID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("status of a snapshot that is closed: %v", err)
+	}
 	left := w.kernel.devices[dmUUID(p.uuid, v.UUID, suffixSnap)]
 	if left == nil || !left.info.DeferredRemove || left.active[0].Target.Kind() != "error" || len(w.kernel.devices) != 2 {
 		t.Errorf("left behind: %+v", left)

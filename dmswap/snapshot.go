@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
@@ -35,8 +36,8 @@ type Snapshot struct {
 	cowSize int64
 	taken   time.Time
 
-	mu     sync.Mutex
-	closed bool
+	mu     sync.Mutex // of Close
+	closed atomic.Bool
 }
 
 // Device is the snapshot's read-only block device, /dev/dm-N.
@@ -295,14 +296,25 @@ func (g *snapshotGroup) straighten(ctx context.Context, v volumeRecord) error {
 	return nil
 }
 
-// Status tells how full the snapshot is.
+// SnapshotStatus tells how full the open snapshot of a volume is, see
+// [Snapshot.Status].
+func (p *Pool) SnapshotStatus(ctx context.Context, volume UUID) (SnapshotStatus, error) {
+	p.mu.RLock()
+	s := p.snaps[volume]
+	p.mu.RUnlock()
+	if s == nil {
+		return SnapshotStatus{}, errf(ErrNotFound, "", "volume %s has no snapshot", volume)
+	}
+	return s.Status(ctx)
+}
+
+// Status tells how full the snapshot is. It does not wait for a Close under way:
+// a snapshot that is half-way down is an error.
 func (s *Snapshot) Status(ctx context.Context) (SnapshotStatus, error) {
 	if err := ctx.Err(); err != nil {
 		return SnapshotStatus{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return SnapshotStatus{}, errf(ErrClosed, "", "the snapshot of volume %s is closed", s.volume.Name)
 	}
 	lines, err := s.pool.kernel.Status(s.pool.ref(s.volume.UUID, suffixSnap))
@@ -330,7 +342,7 @@ const closingSnapshot = "closing a snapshot"
 func (s *Snapshot) Close(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed.Load() {
 		return nil
 	}
 	p := s.pool
@@ -347,6 +359,6 @@ func (s *Snapshot) Close(ctx context.Context) error {
 	if err := g.tearDown(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("closing the snapshot of volume %s: %w", s.volume.Name, err)
 	}
-	s.closed = true
+	s.closed.Store(true)
 	return nil
 }

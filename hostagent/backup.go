@@ -2,8 +2,10 @@ package hostagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/swapback/swapback/api"
@@ -65,6 +67,12 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 	// The snapshot goes in any case, also when ctx is over.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
+	if errors.Is(err, backup.ErrSource) {
+		if why := ranFull(after, o, snap); why != nil {
+			log.Info("snapshot can't be read", "volumes", list(volumes), "err", err)
+			err = why
+		}
+	}
 	if ferr := endSnapshot(after, o.Service, volumes, end); ferr != nil {
 		// The backup is whole all the same, and what is left over ends with
 		// the connection or the daemon.
@@ -91,6 +99,39 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 // settleTime bounds what is done after the work proper, such as cleaning up,
 // when the caller's context may be over already.
 const settleTime = 30 * time.Second
+
+// ranFull returns the error of a backup that can't read its snapshots because they
+// ran full, or nil when they did not. It is known only while they are open.
+func ranFull(ctx context.Context, o BackupOptions, snap api.Snapshot) error {
+	var what []string
+	for _, s := range snap.Volumes {
+		now, err := o.Service.Volume(ctx, s.Volume.UUID)
+		if err == nil && now.SnapshotFull {
+			what = append(what, fmt.Sprintf("the snapshot of volume %s ran full: there was room for %s of old data, and more was overwritten meanwhile",
+				full(s.Volume), room(s.COWSize)))
+		}
+	}
+	if what == nil {
+		return nil
+	}
+	remedy := "give it more room with a larger --cow-size; the volume's size always suffices"
+	if o.COWSize == 0 {
+		remedy = fmt.Sprintf("free space in pool %s, of which old data gets half, or give it more room with --cow-size (swapback backup create)", snap.Volumes[0].Volume.Pool)
+	}
+	return &api.Error{
+		Code: api.CodeNoSpace, Message: strings.Join(what, "; "),
+		// The kernel does not say which of the two it was.
+		Remedy: remedy + ", unless the kernel log tells of a disk's error; the volume goes on in any case",
+	}
+}
+
+// room writes how much old data a snapshot keeps, which is whole extents.
+func room(n int64) string {
+	if n%(1<<20) != 0 {
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
+}
 
 // endSnapshot ends a snapshot and waits until the daemon has removed it: a
 // volume with a snapshot can't be swapped. Over a socket the snapshot goes with

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/swapback/swapback/api"
@@ -81,6 +82,53 @@ func TestBackupFailures(t *testing.T) {
 				t.Fatalf("got %+v, %v", b, err)
 			}
 			says(t, err.Error(), c.want)
+		})
+	}
+}
+
+// TestBackupOfASnapshotThatRanFull: the error names volume, room and remedy when
+// the daemon says so of a snapshot that can't be read, and only then.
+func TestBackupOfASnapshotThatRanFull(t *testing.T) {
+	for _, c := range []struct {
+		name             string
+		unreadable, full []string
+		cow              int64
+		want             []string // nil: it succeeds
+		not              string
+	}{
+		{"full", []string{"a"}, []string{"a"}, 3 << 20, []string{
+			"back up tank/a, tank/bb: the snapshot of volume tank/a ran full: there was room for 3 MiB", "larger --cow-size", "kernel log",
+		}, "tank/bb ran full"},
+		{"both", []string{"a", "bb"}, []string{"a", "bb"}, 64 << 10, []string{
+			"of volume tank/a ran full: there was room for 64 KiB", "of volume tank/bb ran full: there was room for 64 KiB",
+		}, "  \n"},
+		{"the daemon's choice of room", []string{"a"}, []string{"a"}, 0, []string{"room for 4 MiB", "free space in pool tank", "--cow-size"}, "larger"},
+		{"not full", []string{"a"}, nil, 1 << 20, []string{"source can't be read"}, "ran full"},
+		{"full when it had been read", nil, []string{"a"}, 1 << 20, nil, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, 100, "a", "bb")
+			w.svc.Unreadable, w.svc.Full = c.unreadable, c.full
+			b, err := Backup(t.Context(), BackupOptions{Service: w.svc, Repo: w.repo, Volumes: []string{"a", "bb"}, COWSize: c.cow})
+			if c.want == nil {
+				if err != nil || b.ID == "" {
+					t.Errorf("got %+v, %v", b, err)
+				}
+				return
+			}
+			if err == nil || b.ID != "" {
+				t.Fatalf("got %+v, %v", b, err)
+			}
+			says(t, err.Error(), c.want...)
+			if strings.Contains(err.Error(), c.not) {
+				t.Errorf("%q is said in:\n%v", c.not, err)
+			}
+			if full := api.CodeOf(err) == api.CodeNoSpace; full != (c.full != nil) {
+				t.Errorf("code %s", api.CodeOf(err))
+			}
+			if list, err := w.repo.List(t.Context()); err != nil || len(list) != 0 {
+				t.Errorf("%d backups are listed, %v", len(list), err)
+			}
 		})
 	}
 }

@@ -55,6 +55,7 @@ func (c *Controller) describe(t target) api.Volume {
 			v.Error = t.info.Degraded
 		}
 	}
+	v.SnapshotFull = v.Snapshot && snapshotFull(t)
 	if operation == swapOperation {
 		v.State = api.StateBusy
 	}

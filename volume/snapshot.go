@@ -53,3 +53,9 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 	}
 	return snap, end, nil
 }
+
+// snapshotFull tells whether the open snapshot of a volume can't be read any more.
+func snapshotFull(t target) bool {
+	st, err := t.pool.SnapshotStatus(context.Background(), t.uuid())
+	return err == nil && st.Invalid // an error: it is just going
+}

@@ -142,6 +142,10 @@ func TestOutput(t *testing.T) {
 		{name: "volume-list", line: "volume list"},
 		{name: "volume-list-empty", line: "volume list", with: func(f *fakeService) { f.volumes = nil }},
 		{name: "volume-list-empty-json", line: "volume list --json", with: func(f *fakeService) { f.volumes = nil }},
+		{name: "volume-list-backup", line: "volume list", with: func(f *fakeService) {
+			f.volumes[0].Snapshot = true
+			f.volumes[2].Snapshot, f.volumes[2].SnapshotFull = true, true
+		}},
 		{name: "volume-show", line: "volume show db"},
 		{name: "volume-show-quarantine", line: "volume show tank/db-spare"},
 		{name: "volume-show-striped", line: "volume show log"},

@@ -159,7 +159,10 @@ func noteOf(v api.Volume) string {
 	} else if v.ReadOnly {
 		notes = append(notes, "read-only")
 	}
-	if v.Snapshot {
+	switch {
+	case v.SnapshotFull:
+		notes = append(notes, "backup running, its snapshot ran full")
+	case v.Snapshot:
 		notes = append(notes, "backup running")
 	}
 	if v.Error != "" {

@@ -7,6 +7,7 @@
 package memservice
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -50,6 +51,9 @@ type Service struct {
 	// end, as over a socket.
 	SnapshotLingers int
 	lingering       int
+	// Unreadable names volumes whose snapshots can't be read; those in Full show
+	// that they ran full, until they are ended.
+	Unreadable, Full []string
 }
 
 // New makes a pool with free extents; positions lie in dir.
@@ -369,6 +373,7 @@ func (s *Service) OpenSnapshot(_ context.Context, req api.SnapshotRequest) (api.
 	defer s.mu.Unlock()
 	snap := api.Snapshot{Time: time.Now().UTC()}
 	var paths []string
+	var opened []*api.Volume
 	for _, ref := range req.Volumes {
 		v, err := s.find(ref)
 		if err != nil {
@@ -379,7 +384,13 @@ func (s *Service) OpenSnapshot(_ context.Context, req api.SnapshotRequest) (api.
 			return snap, nil, err
 		}
 		paths = append(paths, path)
-		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: *v, Device: path})
+		device := path
+		if slices.Contains(s.Unreadable, v.Name) {
+			device += ".unreadable"
+		}
+		opened = append(opened, v)
+		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: *v, Device: device, COWSize: cmp.Or(req.COWSize, v.Size)})
+		v.SnapshotFull = slices.Contains(s.Full, v.Name)
 	}
 	s.snapshots++
 	end := func(context.Context) error {
@@ -387,6 +398,9 @@ func (s *Service) OpenSnapshot(_ context.Context, req api.SnapshotRequest) (api.
 		defer s.mu.Unlock()
 		s.snapshots--
 		s.lingering = s.SnapshotLingers
+		for _, v := range opened {
+			v.SnapshotFull = false
+		}
 		for _, p := range paths {
 			if err := os.Remove(p); err != nil {
 				return err
