@@ -3,11 +3,13 @@
 package limits
 
 import (
-	"context"
+	"crypto/sha256"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -16,16 +18,37 @@ import (
 	"github.com/swapback/swapback/soak/rig"
 )
 
-// busyVolume is a daemon with a volume under fio verify. The verification goes
-// on until the test ends, and then must have met no error.
-func busyVolume(t *testing.T, args ...string) *rig.Daemon {
+// busy is a daemon with a volume under fio verify.
+type busy struct {
+	*rig.Daemon
+	t    *testing.T
+	load *rig.FioLoop
+}
+
+// busyVolume begins. The verification goes on until the test ends, and then must
+// have met no error.
+func busyVolume(t *testing.T, args ...string) *busy {
 	t.Helper()
 	d := rig.Start(t, args...)
 	d.Pool()
 	v := d.Volume("running", 256*rig.MiB)
-	load := d.StartFio("running", rig.VerifyJob(v.Device, "8m", "--verify_backlog=64", "--loops=3"))
-	t.Cleanup(load.Wait)
-	return d
+	b := &busy{d, t, rig.LoopFio(t, rig.VerifyJob(v.Device, "4m", "--verify_backlog=64"))}
+	t.Cleanup(func() { b.load.Stop() })
+	b.goesOn()
+	return b
+}
+
+// goesOn fails the test unless the load writes on. Every limit is met with it
+// before and after.
+func (b *busy) goesOn() {
+	b.t.Helper()
+	start := b.Show("running").IO.Writes
+	rig.WaitUntil(b.t, "the load on the other volume to go on", func() bool {
+		return b.load.Ended() || b.Show("running").IO.Writes > start
+	})
+	if b.load.Ended() {
+		b.t.Fatalf("the load on the other volume has ended: %v", b.load.Err())
+	}
 }
 
 // TestOutOfExtents asks for more than there is, in every way.
@@ -39,6 +62,7 @@ func TestOutOfExtents(t *testing.T) {
 	refuse := func(what string, err error) {
 		t.Helper()
 		expectCode(t, what, err, api.CodeNoSpace)
+		d.goesOn()
 	}
 	_, err = d.Client.CreateVolume(t.Context(), api.CreateVolumeRequest{Name: "big", Size: free + pool.ExtentSize})
 	refuse("create", err)
@@ -51,6 +75,7 @@ func TestOutOfExtents(t *testing.T) {
 		t.Errorf("a grow that was refused changed the volume: %+v", now)
 	}
 	d.CLI(1, []string{"extents are needed"}, "volume", "create", "big", "--size", "1T")
+	d.goesOn()
 
 	// Every extent taken: a snapshot finds no room for old data.
 	pool, err = d.Client.Pool(t.Context(), "tank")
@@ -81,6 +106,7 @@ func TestOutOfMemoryForAQueue(t *testing.T) {
 		t.Errorf("create without memory for its queues: %v", err)
 	}
 	limit(t, d.PID(), unix.RLIM_INFINITY)
+	d.goesOn()
 	if _, err := d.Client.Volume(t.Context(), "more"); err == nil {
 		t.Error("the volume that was not created is there")
 	}
@@ -94,30 +120,57 @@ func TestOutOfMemoryForAQueue(t *testing.T) {
 	}
 }
 
-// TestSnapshotRunsFull fills the room of a snapshot while a backup reads it:
-// the backup fails and says why, the volume goes on.
+// TestSnapshotRunsFull overwrites more than a snapshot has room for while a backup
+// reads it: the backup fails and says why and what to do, the volume goes on.
 func TestSnapshotRunsFull(t *testing.T) {
 	d := busyVolume(t)
 	v := d.Volume("data", 64*rig.MiB)
 	rig.WriteDevice(t, v.Device, 0, rig.RandomBytes(1, int(v.Size)))
-	s, closeSnapshot, err := d.Client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"data"}, COWSize: 4 * rig.MiB})
-	if err != nil {
+	repo := []string{"--repo", filepath.Join(d.Dir, "repo")}
+	d.CLI(0, nil, "repo", "init", repo[1])
+
+	cmd := exec.Command("swapback", append([]string{"backup", "create", "data", "--cow-size", "4M"}, repo...)...)
+	cmd.Env = append(os.Environ(), api.SocketEnv+"="+d.Socket())
+	var out rig.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := closeSnapshot(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // of a test that failed
+	rig.WaitUntil(t, "the backup's snapshot", func() bool { return d.Show("data").Snapshot })
+	signal := func(sig syscall.Signal) {
+		t.Helper()
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatalf("the backup is over too early: %v\n%s", err, out.String())
 		}
-	}()
+	}
+	signal(syscall.SIGSTOP)
 	want := rig.RandomBytes(2, int(v.Size))
 	rig.WriteDevice(t, v.Device, 0, want) // 64 MiB of old data for 4 MiB of room
-	f := rig.OpenDirect(t, s.Volumes[0].Device, os.O_RDONLY)
-	defer f.Close()
-	if _, err := f.ReadAt(rig.Aligned(t, 1<<20), 0); !errors.Is(err, unix.EIO) {
-		t.Errorf("reading a snapshot that ran full: %v, want %v", err, unix.EIO)
+	if now := d.Show("data"); !now.Snapshot || !now.SnapshotFull {
+		t.Errorf("snapshot %v, full %v after 64 MiB were overwritten", now.Snapshot, now.SnapshotFull)
 	}
-	if got := rig.ReadDevice(t, v.Device, 0, int(v.Size)); rig.FirstDifference(got, want) < len(want) {
-		t.Error("the volume shows other data than was written after its snapshot ran full")
+	d.goesOn()
+	signal(syscall.SIGCONT)
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("the backup of a snapshot that ran full: %v, want exit code 1\n%s", err, out.String())
+	}
+	for _, words := range []string{"the snapshot of volume tank/data ran full: there was room for 4 MiB", "larger --cow-size"} {
+		if !strings.Contains(out.String(), words) {
+			t.Errorf("no %q in what the backup said:\n%s", words, out.String())
+		}
+	}
+	d.CLI(0, []string{"no backups"}, append([]string{"backup", "list"}, repo...)...)
+
+	d.goesOn()
+	now := d.Show("data")
+	if now.State != api.StateServing || now.Snapshot || now.SnapshotFull || now.IO.Errors > 0 || now.Position.DescendsFrom != "" {
+		t.Errorf("the volume after its snapshot ran full: %+v, %+v", now, now.IO)
+	}
+	rig.WriteDevice(t, v.Device, 0, stamp(3))
+	copy(want, stamp(3))
+	if got := rig.ReadDevice(t, v.Device, 0, int(v.Size)); sha256.Sum256(got) != sha256.Sum256(want) {
+		t.Errorf("the volume shows other data than was written, from byte %d on", rig.FirstDifference(got, want))
 	}
 }
 
@@ -142,6 +195,7 @@ func TestFullRepository(t *testing.T) {
 	rig.WriteDevice(t, v.Device, 0, rig.RandomBytes(4, int(v.Size)))
 	for range 2 {
 		d.CLI(1, []string{"no space left on device"}, append([]string{"backup", "create", "data"}, repo...)...)
+		d.goesOn()
 	}
 	d.CLI(0, nil, append([]string{"backup", "verify"}, repo...)...)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=96m"); err != nil {
