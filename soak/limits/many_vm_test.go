@@ -33,24 +33,33 @@ func largePool(t *testing.T, args ...string) *rig.Daemon {
 }
 
 // TestManyVolumes makes many volumes in a pool of a million extents, writes to
-// all of them, swaps the first with the last, kills the daemon and finds all
-// of them again.
+// all of them, kills the daemon when most of them are there, makes the others and
+// finds all of them again. Without them the daemon holds what it held before.
 func TestManyVolumes(t *testing.T) {
 	count := rig.CountOn(t, "SOAK_VOLUMES", 48, 24)
 	d := largePool(t, "--queues", "1", "--depth", "16")
-	began := time.Now()
-	for i := range count {
-		v := d.VolumeWith(api.CreateVolumeRequest{Name: volumeName(i), Size: 64 * rig.MiB, Stripes: 1 + i%2})
-		rig.WriteDevice(t, v.Device, 32*rig.MiB, stamp(i))
+	before := usageOf(t, d.PID())
+	var making time.Duration
+	create := func(from, to int) {
+		t.Helper()
+		began := time.Now()
+		for i := from; i < to; i++ {
+			v := d.VolumeWith(api.CreateVolumeRequest{Name: volumeName(i), Size: 64 * rig.MiB, Stripes: 1 + i%2})
+			rig.WriteDevice(t, v.Device, 32*rig.MiB, stamp(i))
+		}
+		making += time.Since(began)
 	}
-	t.Logf("%d volumes made in %.1f s", count, time.Since(began).Seconds())
-	d.Swap(volumeName(0), volumeName(count-1))
+	adopted := count * 3 / 4
+	create(0, adopted)
+	d.Swap(volumeName(0), volumeName(adopted-1))
 	d.Check()
 
 	d.Kill()
-	began = time.Now()
+	began := time.Now()
 	d.Run()
-	t.Logf("%d devices adopted in %.1f s", count, time.Since(began).Seconds())
+	t.Attr("adopted", fmt.Sprintf("%d devices in %.1f s", adopted, time.Since(began).Seconds()))
+	create(adopted, count)
+	t.Attr("made", fmt.Sprintf("%d volumes in %.1f s", count, making.Seconds()))
 	volumes, err := d.Client.Volumes(t.Context(), "tank")
 	if err != nil || len(volumes) != count {
 		t.Fatalf("%d volumes after the kill, want %d: %v", len(volumes), count, err)
@@ -65,32 +74,80 @@ func TestManyVolumes(t *testing.T) {
 		}
 		switch i { // the two that were swapped
 		case 0:
-			i = count - 1
-		case count - 1:
+			i = adopted - 1
+		case adopted - 1:
 			i = 0
 		}
 		if got := rig.ReadDevice(t, v.Device, 32*rig.MiB, 4096); !bytes.Equal(got, stamp(i)) {
 			t.Fatalf("volume %s shows other data than was written", v.Name)
 		}
 	}
+	most := usageOf(t, d.PID())
+	d.Check()
+	for _, v := range volumes {
+		if err := d.Client.DeleteVolume(t.Context(), v.UUID, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := usageOf(t, d.PID())
+	t.Attr("usage", fmt.Sprintf("%v; with all volumes %v; without them again %v", before, most, after))
+	// Go's heap breathes: 5.5 MiB more were measured, after 3.4 with the 48 volumes
+	// there. Queues that keep their buffers show, at 2 MiB each where data is copied.
+	after.expectFlat(t, before, 16<<20)
 }
 
-// TestMillionExtents gives one volume every extent of a large pool, striped,
-// and swaps, grows and deletes beside it.
+// TestMillionExtents gives two volumes, one of them striped, every extent of a
+// large pool, and swaps, grows and deletes there.
 func TestMillionExtents(t *testing.T) {
 	d := largePool(t, "--queues", "1")
-	pool, err := d.Client.Pool(t.Context(), "tank")
-	if err != nil {
-		t.Fatal(err)
+	free := func() int64 {
+		t.Helper()
+		pool, err := d.Client.Pool(t.Context(), "tank")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pool.FreeExtents
 	}
-	a := d.VolumeWith(api.CreateVolumeRequest{Name: "a", Size: pool.Free/2 - smallExtent, Stripes: 2})
-	b := d.VolumeWith(api.CreateVolumeRequest{Name: "b", Size: a.Size})
+	all := free()
+	// The striped one first: it takes as much of each disk.
+	half := (all/2 - 500) / 2 * 2
+	b := d.VolumeWith(api.CreateVolumeRequest{Name: "b", Size: half * smallExtent, Stripes: 2})
+	a := d.VolumeWith(api.CreateVolumeRequest{Name: "a", Size: b.Size})
 	last := a.Size - 4096
 	rig.WriteDevice(t, a.Device, last, stamp(1))
 	rig.WriteDevice(t, b.Device, last, stamp(2))
 	d.Swap("a", "b")
-	if !bytes.Equal(rig.ReadDevice(t, a.Device, last, 4096), stamp(2)) || !bytes.Equal(rig.ReadDevice(t, b.Device, last, 4096), stamp(1)) {
-		t.Error("the swap of two volumes of 500,000 extents did not exchange their ends")
+	shows := func(what string, v api.Volume, at int64, i int) {
+		t.Helper()
+		if !bytes.Equal(rig.ReadDevice(t, v.Device, at, 4096), stamp(i)) {
+			t.Errorf("after %s volume %s does not show stamp %d at byte %d", what, v.Name, i, at)
+		}
+	}
+	shows("the swap", a, last, 2)
+	shows("the swap", b, last, 1)
+
+	// What b shows now is linear and grows into whatever is left on both disks.
+	b, err := d.Client.GrowVolume(t.Context(), "b", b.Size+free()*smallExtent)
+	if err != nil || b.Size != (all-half)*smallExtent {
+		t.Fatalf("grow to the pool's end: %d bytes, want %d: %v", b.Size, (all-half)*smallExtent, err)
+	}
+	if n := free(); n != 0 {
+		t.Errorf("%d extents are free with the pool full", n)
+	}
+	rig.WriteDevice(t, b.Device, b.Size-4096, stamp(3))
+	shows("the grow", b, b.Size-4096, 3)
+	shows("the grow", b, last, 1)
+	if err := d.Client.DeleteVolume(t.Context(), "b", false); err != nil {
+		t.Fatal(err)
+	}
+	if n := free(); n != all-half {
+		t.Errorf("%d extents are free without volume b, want %d", n, all-half)
+	}
+	d.Kill()
+	d.Run()
+	shows("the kill", d.Show("a"), last, 2)
+	if n := free(); n != all-half {
+		t.Errorf("%d extents are free after the kill, want %d", n, all-half)
 	}
 }
 
@@ -124,17 +181,9 @@ func TestManySwaps(t *testing.T) {
 		}
 	}
 	after := usageOf(t, d.PID())
-	t.Logf("%d swaps: %v, then %v", swaps, before, after)
+	t.Attr("usage", fmt.Sprintf("%v; after %d swaps %v", before, swaps, after))
 	// Go's heap breathes; a leak of a kilobyte a swap shows in the long form.
-	if after.rss > before.rss+8<<20 {
-		t.Errorf("memory grew from %d to %d bytes", before.rss, after.rss)
-	}
-	if after.fds > before.fds+4 {
-		t.Errorf("descriptors grew from %d to %d", before.fds, after.fds)
-	}
-	if after.threads > before.threads+8 {
-		t.Errorf("threads grew from %d to %d", before.threads, after.threads)
-	}
+	after.expectFlat(t, before, 8<<20)
 }
 
 type usage struct {
@@ -144,6 +193,21 @@ type usage struct {
 
 func (u usage) String() string {
 	return fmt.Sprintf("%.1f MiB, %d descriptors, %d threads", float64(u.rss)/(1<<20), u.fds, u.threads)
+}
+
+// expectFlat fails the test when more is held than before, up to some bytes of
+// memory.
+func (u usage) expectFlat(t *testing.T, before usage, memory int64) {
+	t.Helper()
+	if u.rss > before.rss+memory {
+		t.Errorf("memory grew from %d to %d bytes", before.rss, u.rss)
+	}
+	if u.fds > before.fds+4 {
+		t.Errorf("descriptors grew from %d to %d", before.fds, u.fds)
+	}
+	if u.threads > before.threads+8 {
+		t.Errorf("threads grew from %d to %d", before.threads, u.threads)
+	}
 }
 
 // usageOf reads what a process holds, from proc(5).
