@@ -190,14 +190,7 @@ func crashAtEvery(t *testing.T, base *world, ops []operation, m machine) {
 					if !w.dead {
 						t.Fatalf("effect %d of %d never happened", n, effects)
 					}
-					if power {
-						rng := rand.New(rand.NewSource(int64(n)))
-						for _, d := range w.disks {
-							d.cutPower(rng)
-						}
-						w.kernel.reboot()
-					}
-					w.reborn()
+					w.end(power, rand.New(rand.NewSource(int64(n))))
 					again := m.open(w)
 					m.check(t, again)
 					got := fingerprint(again)
@@ -226,6 +219,18 @@ func crashAtEvery(t *testing.T, base *world, ops []operation, m machine) {
 			}
 		})
 	}
+}
+
+// end is that of a process that is killed, or whose machine loses its power. The
+// next one can act.
+func (w *world) end(power bool, rng *rand.Rand) {
+	if power {
+		for _, d := range w.disks {
+			d.cutPower(rng)
+		}
+		w.kernel.reboot()
+	}
+	w.reborn()
 }
 
 // outcomes runs an operation to its end and returns the worlds before and

@@ -134,13 +134,7 @@ func walkStep(t *testing.T, w *world, h *history, rng *rand.Rand, away int, name
 		walkCommits(w, h, rng, p, now, name, seen)
 	}
 	h.unclear = h.unclear || w.dead
-	if rng.Intn(2) == 0 {
-		for _, d := range w.disks {
-			d.cutPower(rng)
-		}
-		w.kernel.reboot()
-	}
-	w.reborn()
+	w.end(rng.Intn(2) == 0, rng)
 	return true
 }
 
