@@ -5,6 +5,7 @@ package failpoint
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,10 +54,11 @@ func Hit(name string) {
 	if file != "" {
 		_ = os.Remove(file)
 	}
-	_ = syscall.Kill(os.Getpid(), o.signal)
-	if o.signal == syscall.SIGKILL {
-		select {} // the signal may take a moment to arrive
-	}
+	// To this thread: one for the process goes to any, and this thread would be past
+	// the point, by a request perhaps, before the other had stopped it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_ = syscall.Tgkill(os.Getpid(), syscall.Gettid(), o.signal)
 }
 
 // order is what to do where.

@@ -3,11 +3,14 @@
 package failpoint
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestParse(t *testing.T) {
@@ -62,5 +65,63 @@ func TestHit(t *testing.T) {
 		if _, err := os.Stat(file); err == nil {
 			t.Errorf("%q: the order is still there when it has been carried out", tt.order)
 		}
+	}
+}
+
+// TestStop: whoever sees that the process has stopped can rely on it that nothing
+// comes behind the point. It takes some tries to see that something does.
+func TestStop(t *testing.T) {
+	const tries = 100
+	if os.Getenv("HIT") != "" {
+		ended := make(chan struct{})
+		go func() { // not on the first thread, as most points
+			defer close(ended)
+			for range tries {
+				Hit("a: one")
+				Hit("a: two")
+			}
+		}()
+		<-ended
+		return
+	}
+	dir := t.TempDir()
+	file, traced := filepath.Join(dir, "order"), filepath.Join(dir, "trace")
+	order := func(try int) {
+		// An order that is the same as the last has been carried out.
+		if err := os.WriteFile(file, fmt.Appendf(nil, "a: one%s=stop", []string{"", ":1"}[try%2]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	order(0)
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestStop$")
+	cmd.Env = append(os.Environ(), "HIT=1", orderVariable+"=@"+file, traceVariable+"="+traced)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	want, patience := "", time.Now().Add(2*time.Minute)
+	for try := range tries {
+		for stopped := false; !stopped; time.Sleep(time.Millisecond) {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+			if err != nil || time.Now().After(patience) {
+				t.Fatalf("try %d: the process does not stop: %q, %v", try, stat, err)
+			}
+			stopped = bytes.Contains(stat, []byte(") T "))
+		}
+		want += "a: one\n"
+		trace, err := os.ReadFile(traced)
+		if err != nil || string(trace) != want {
+			t.Fatalf("try %d: stopped at the first point, it had reached %q, %v", try, trace[max(0, len(want)-7):], err)
+		}
+		want += "a: two\n"
+		if try < tries-1 {
+			order(try + 1)
+		}
+		if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
