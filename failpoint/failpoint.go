@@ -21,5 +21,5 @@
 //
 // A name is "operation: step", a constant, and used at one place only; a test
 // holds that. The crash tests in soak/crash find all names in the source and
-// fail when one is never reached.
+// fail when no program has ended at one.
 package failpoint

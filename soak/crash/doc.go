@@ -3,6 +3,6 @@
 // exactly one of the two worlds: the one before the operation or the one after
 // it. It holds tests only; they run on the test machine.
 //
-// The points are read from the source. A point that no scenario reaches fails
-// the test, so a new one is either crashed at or complained about.
+// The points are read from the source. A point at which no scenario ends a program
+// fails the test, so a new one is either crashed at or complained about.
 package crash

@@ -104,15 +104,14 @@ func (h *host) crashAll(t *testing.T, s *hostScenario) {
 		if !slices.Contains(s.operations, operation) || h.crashed[p] > 0 && !everywhere {
 			continue
 		}
-		h.reached[p] = true
 		if leftOut(t, p) {
 			continue
 		}
-		h.crashed[p]++
 		n++
 		t.Run(p, func(t *testing.T) {
 			s.prepare(t)
 			h.killed(t, p, s.program, s.args...)
+			h.crashed[p]++
 			rig.WaitUntil(t, "the daemon to end what the dead one asked for", func() bool { return h.idle(t) })
 			s.after(t)
 			lookAround(t, h.Daemon, h.volumes(t))
