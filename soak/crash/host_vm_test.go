@@ -113,15 +113,25 @@ func (h *host) crashAll(t *testing.T, s *hostScenario) {
 			h.killed(t, p, s.program, s.args...)
 			h.crashed[p]++
 			rig.WaitUntil(t, "the daemon to end what the dead one asked for", func() bool { return h.idle(t) })
+			h.inOrder(t)
+			if t.Failed() {
+				t.FailNow() // what after does would mend it, perhaps
+			}
 			s.after(t)
-			lookAround(t, h.Daemon, h.volumes(t))
-			h.Check()
+			h.inOrder(t)
 		})
 		if t.Failed() {
 			t.FailNow()
 		}
 	}
 	t.Logf("%d points", n)
+}
+
+// inOrder looks at the pool and at what swapback has in the kernel.
+func (h *host) inOrder(t *testing.T) {
+	t.Helper()
+	lookAround(t, h.Daemon, h.volumes(t))
+	h.Check()
 }
 
 func (h *host) volumes(t *testing.T) []api.Volume {
@@ -213,6 +223,7 @@ func (h *host) backupScenario(seed *uint64) *hostScenario {
 }
 
 func (h *host) restoreScenario() *hostScenario {
+	var id string // of the backup
 	again := func(t *testing.T) {
 		h.ok(t, "swapback", "backup", "restore", "latest", "--onto", "look", "--yes", "--verify")
 		h.showsHalf(t, "look")
@@ -224,11 +235,22 @@ func (h *host) restoreScenario() *hostScenario {
 			h.forget(t, "look")
 			rig.WriteDevice(t, h.Show("db").Device, 0, half())
 			h.ok(t, "swapback", "backup", "create", "db")
+			if id = h.Show("db").Position.DescendsFrom; id == "" {
+				t.Fatal("db does not descend from the backup of it")
+			}
 			if _, err := h.Client.CreateVolume(t.Context(), api.CreateVolumeRequest{Name: "look", Size: size, Detached: true}); err != nil {
 				t.Fatal(err)
 			}
 		},
 		after: func(t *testing.T) {
+			h.showsHalf(t, "db")
+			switch from := h.Show("look").Position.DescendsFrom; from {
+			case "":
+			case id:
+				h.showsHalf(t, "look")
+			default:
+				t.Errorf("look descends from %q, the backup is %q", from, id)
+			}
 			again(t)
 			h.showsHalf(t, "db")
 		},
@@ -261,9 +283,10 @@ func (h *host) recoverScenario() *hostScenario {
 			h.fill(t, "db", bad)
 		},
 		after: func(t *testing.T) {
-			was := h.sum(t, "db")
-			switch was {
-			case shortSum(content(good)), shortSum(content(bad)):
+			switch h.sum(t, "db") {
+			case shortSum(content(good)):
+				h.evidence(t, bad) // the label comes with the swap
+			case shortSum(content(bad)):
 			default:
 				t.Fatal("db shows neither the failed data nor the backup")
 			}
