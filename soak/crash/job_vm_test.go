@@ -84,9 +84,9 @@ var (
 // unless that was done for a run that stood there.
 func (h *host) finishJob(t *testing.T, file, dir string, done map[string]bool) {
 	out, code := h.run(t, "", "swapback-agent", h.agentArgs("status", "nightly")...)
-	where := "has never run" // it died before its first state
-	if !strings.Contains(out, where) {
-		where = h.place(t)
+	s := &runner.State{} // of one that died before its first
+	if !strings.Contains(out, "has never run") {
+		s = h.state(t)
 	}
 	switch {
 	case strings.Contains(out, "has never run"):
@@ -120,25 +120,42 @@ func (h *host) finishJob(t *testing.T, file, dir string, done map[string]bool) {
 	if strings.Contains(out, "may still be mounted on "+dir) {
 		_ = unix.Unmount(dir, 0) // "may"
 	}
-	if m := goBack.FindStringSubmatch(out); m != nil {
+	if s.Phase == runner.Recovering {
+		switch failed, saved := strings.Contains(out, "db shows the failed data"), strings.Contains(out, "db shows the save point"); {
+		case failed == saved:
+			t.Errorf("the status does not say what db shows:\n%s", out)
+		case failed:
+			h.fileIs(t, "db", "change 1")
+		default:
+			h.fileIs(t, "db", "good")
+		}
+	}
+	switch m := goBack.FindStringSubmatch(out); {
+	case m != nil:
 		h.ok(t, "swapback", strings.Fields(m[1])...)
 		h.fileIs(t, "db", "good")
+	case s.Backup != "" && s.Phase != runner.Starting && s.Phase != runner.Ended:
+		t.Errorf("there is save point %s, and the status does not say how to go back to it:\n%s", s.Backup, out)
 	}
-	if done[where] && !everywhere {
+	if done[place(s)] && !everywhere {
 		return
 	}
-	done[where] = true
+	done[place(s)] = true
 	h.ok(t, "swapback-agent", h.agentArgs("run", "--anew", file)...)
 	h.fileIs(t, "db", "change 1")
 }
 
-// place is where the last run stood.
-func (h *host) place(t *testing.T) string {
+func (h *host) state(t *testing.T) *runner.State {
 	t.Helper()
 	s, err := runner.ReadState(h.dir+"/state", "nightly")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// place is where a run stood.
+func place(s *runner.State) string {
 	where := string(s.Phase) + " " + s.Step
 	if s.Recovery != nil {
 		where += " " + s.Recovery.Phase
