@@ -70,7 +70,8 @@
 //
 // # Errors
 //
-// Every request is answered: a short result is completed or becomes EIO, EAGAIN
+// Every request is answered: a short result is completed or becomes EIO, as does
+// whatever reaches past the end of a block device that has become shorter; EAGAIN
 // and EINTR from the backend are tried again, a panic becomes EIO. Clients that
 // bypass the page cache see EBUSY, EIO, ENOSPC, ENOMEM, ETIMEDOUT, ENODEV,
 // EINVAL, EREMOTEIO, ENOLINK, EILSEQ and ENODATA as they are, and EIO for the

@@ -12,8 +12,8 @@ type Failure struct {
 	Op             Op
 	Offset, Length uint64 // bytes on the device; a flush has none
 	Errno          unix.Errno
-	// Short is set when the backend had no error but fewer bytes: it has become
-	// shorter. Errno is EIO then.
+	// Short is set when the backend has become shorter, and the request reaches past
+	// its end. Errno is EIO then.
 	Short bool
 }
 

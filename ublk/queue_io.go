@@ -208,9 +208,12 @@ func (q *queue) completed(tag uint16, res int32) {
 			q.retry(tag, flags)
 			return
 		}
-		q.failed(tag, unix.Errno(-res), false)
-		q.flight--
-		q.answer(tag, res)
+		if q.pastEnd(s) {
+			// ENOSPC and EINVAL, which the kernel has for it, would mean something else.
+			q.giveUp(tag, unix.EIO, true)
+			return
+		}
+		q.giveUp(tag, unix.Errno(-res), false)
 		return
 	}
 	if s.op == OpRead || s.op == OpWrite {
@@ -222,14 +225,34 @@ func (q *queue) completed(tag uint16, res int32) {
 				q.retry(tag, 0)
 				return
 			}
-			q.failed(tag, unix.EIO, true)
-			q.flight--
-			q.answer(tag, -int32(unix.EIO))
+			q.giveUp(tag, unix.EIO, true)
 			return
 		}
 	}
+	if s.op == OpWriteZeroes && q.pastEnd(s) {
+		// The kernel zeroes what there is, and has no error (blkdev_fallocate).
+		q.giveUp(tag, unix.EIO, true)
+		return
+	}
 	q.flight--
 	q.answer(tag, int32(s.n)&resultMask(s.op))
+}
+
+// giveUp answers a request that the backend has not done.
+func (q *queue) giveUp(tag uint16, e unix.Errno, short bool) {
+	q.failed(tag, e, short)
+	q.flight--
+	q.answer(tag, -int32(e))
+}
+
+// pastEnd tells whether a request reaches past the end that a block device below
+// has now. It is a system call, for requests that are rare.
+func (q *queue) pastEnd(s *slot) bool {
+	if !q.backend.block || s.op == OpFlush {
+		return false
+	}
+	size, err := q.backend.Size()
+	return err == nil && s.off+s.n > size
 }
 
 func (q *queue) retry(tag uint16, sqeFlags uint8) {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -157,10 +158,10 @@ func flakey(features string) func(dm.Linear) dm.Target {
 	}
 }
 
-// slow delays every request by so many milliseconds.
-func slow(ms int) func(dm.Linear) dm.Target {
+// slow delays every request. What is delayed is let go when the table changes.
+func slow(by time.Duration) func(dm.Linear) dm.Target {
 	return func(below dm.Linear) dm.Target {
-		return dm.Other{Name: "delay", Text: fmt.Sprintf("%s %d", below.Params(), ms)}
+		return dm.Other{Name: "delay", Text: fmt.Sprintf("%s %d", below.Params(), by.Milliseconds())}
 	}
 }
 
