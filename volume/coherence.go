@@ -31,45 +31,47 @@ func flushBuffers(f *os.File) error {
 	return nil
 }
 
-// WriteBack writes back and drops the cached pages of a block device, and tells
-// whether all of them could be written.
-func WriteBack(device string) error {
+// openFlushed opens a block device and drops its cached pages.
+func openFlushed(device string) (*os.File, error) {
 	f, err := os.Open(device)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer f.Close()
 	if err := flushBuffers(f); err != nil {
-		return err
+		f.Close()
+		return nil, err
 	}
-	// BLKFLSBUF tells of no errors, fsync does.
-	return f.Sync()
+	return f, nil
 }
 
-// WriteBackAll is [WriteBack] of several devices, with an error or nil for each.
-func WriteBackAll(_ context.Context, devices []string) []error {
-	errs := make([]error, len(devices))
+// WriteBack writes back and drops the cached pages of block devices. lost has an
+// error for each of which some could not be written, which are gone then. After
+// another error there may be pages left.
+func WriteBack(_ context.Context, devices []string) (lost []error, err error) {
+	lost = make([]error, len(devices))
 	for i, d := range devices {
-		errs[i] = WriteBack(d)
+		f, err := openFlushed(d)
+		if err != nil {
+			return nil, err
+		}
+		lost[i] = f.Sync() // BLKFLSBUF tells of no errors
+		f.Close()
 	}
-	return errs
+	return lost, nil
 }
 
 // CheckCoherent drops the cached pages of a block device and compares blocks of it
-// read through the page cache with the same blocks read past it. A block that neither read gets, because its
-// disk is dead or bad there, is no difference.
+// read through the page cache with the same blocks read past it. A block that
+// neither read gets, because its disk is dead or bad there, is no difference.
 //
 // The process that serves the device must not do that itself, see
 // [Options.CheckCoherent].
 func CheckCoherent(ctx context.Context, device string) error {
-	f, err := os.Open(device)
+	f, err := openFlushed(device)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := flushBuffers(f); err != nil {
-		return err
-	}
 	direct, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return err

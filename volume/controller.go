@@ -56,15 +56,15 @@ type Options struct {
 	Depth int
 	// DataPath of devices that are made; adopted ones keep theirs.
 	DataPath ublk.DataPath
-	// CheckCoherent and WriteBack have the functions of these names done for each
-	// of some block devices, in a process that serves none of them; nil does it in
+	// CheckCoherent and WriteBack have the functions of these names done for some
+	// block devices, in a process that serves none of them; nil does it in
 	// this one. A process that is killed while it waits for a page or a block of
 	// its own device never ends: its queues are gone, so nobody answers, so it
 	// keeps the device open, so the driver does not see its server go, and no
 	// other can take over. They must return when ctx ends, whatever became of that
-	// process. WriteBack returns as many errors as it was given devices, or one.
+	// process.
 	CheckCoherent func(ctx context.Context, devices []string) error
-	WriteBack     func(ctx context.Context, devices []string) []error
+	WriteBack     func(ctx context.Context, devices []string) (lost []error, err error)
 	Version       string
 	Logger        *slog.Logger
 }
@@ -89,7 +89,7 @@ func (o *Options) setDefaults() {
 		o.CheckCoherent = CheckAllCoherent
 	}
 	if o.WriteBack == nil {
-		o.WriteBack = WriteBackAll
+		o.WriteBack = WriteBack
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -77,7 +77,11 @@ func (s *swap) suited() error {
 // position after the swap. For content that failed, or lies on a dead disk, that
 // is a warning; from other content nothing may be lost without an error.
 func (s *swap) writeBack(ctx context.Context) error {
-	for i, err := range s.emptyCaches(ctx) {
+	lost, err := s.emptyCaches(ctx)
+	if err != nil {
+		return fmt.Errorf("swap refused: writing back what is cached: %w", err)
+	}
+	for i, err := range lost {
 		t := s.targets[s.served[i]]
 		switch {
 		case err == nil:
@@ -92,21 +96,17 @@ func (s *swap) writeBack(ctx context.Context) error {
 
 // emptyCaches is [WriteBack] of the served devices. Without holders there is
 // nothing to write, or to wait for: the last one who closed a device has written.
-func (s *swap) emptyCaches(ctx context.Context) []error {
+func (s *swap) emptyCaches(ctx context.Context) (lost []error, err error) {
 	var paths []string
 	for _, d := range s.devices {
 		paths = append(paths, d.Path())
 	}
 	if len(s.held) == 0 {
-		return WriteBackAll(ctx, paths)
+		return WriteBack(ctx, paths)
 	}
 	ctx, cancel := s.whileServed(ctx)
 	defer cancel()
-	errs := s.c.opt.WriteBack(ctx, paths)
-	for len(errs) < len(paths) {
-		errs = append(errs, errs[0])
-	}
-	return errs
+	return s.c.opt.WriteBack(ctx, paths)
 }
 
 // whileServed is a context that ends when the server of one of the devices does:

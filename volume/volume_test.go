@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -301,5 +302,19 @@ func TestLinksAreForEverybody(t *testing.T) {
 		if fi, err := os.Stat(filepath.Join(base, dir)); err != nil || fi.Mode().Perm() != 0o755 {
 			t.Errorf("%s is %v, %v", dir, fi.Mode(), err)
 		}
+	}
+}
+
+// TestPagesThatMayBeLeftForbidASwap: what is still cached would be written to the
+// other position, so not even a swap that quarantines goes on.
+func TestPagesThatMayBeLeftForbidASwap(t *testing.T) {
+	killed := errors.New("killed")
+	s := &swap{
+		c:       &Controller{opt: Options{WriteBack: func(context.Context, []string) ([]error, error) { return nil, killed }}},
+		req:     api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b", Quarantine: &api.Quarantine{Reason: "r"}}}},
+		targets: make([]target, 2), served: []int{0}, held: make([]holders.Holder, 1),
+	}
+	if err := s.writeBack(t.Context()); !errors.Is(err, killed) || s.result.Warning != "" {
+		t.Errorf("%v, warning %q", err, s.result.Warning)
 	}
 }

@@ -39,28 +39,33 @@ func coherentMain(devices []string) int {
 }
 
 // writeBackInChild is for [volume.Options.WriteBack].
-func writeBackInChild(ctx context.Context, devices []string) []error {
+func writeBackInChild(ctx context.Context, devices []string) (lost []error, err error) {
 	out, err := runChild(ctx, writeBackArg, devices)
 	if err != nil {
-		return []error{fmt.Errorf("%s (%w)", bytes.TrimSpace(out), err)}
+		return nil, fmt.Errorf("%s (%w)", bytes.TrimSpace(out), err)
 	}
 	var texts []string
 	if err := json.Unmarshal(out, &texts); err != nil || len(texts) != len(devices) {
-		return []error{fmt.Errorf("write-back: an answer that can't be read: %q", out)}
+		return nil, fmt.Errorf("write-back: an answer that can't be read: %q", out)
 	}
-	errs := make([]error, len(devices))
+	lost = make([]error, len(devices))
 	for i, text := range texts {
 		if text != "" {
-			errs[i] = errors.New(text)
+			lost[i] = errors.New(text)
 		}
 	}
-	return errs
+	return lost, nil
 }
 
-// writeBackMain answers with a text for each device, empty when all went well.
+// writeBackMain answers with a text for each device, empty when nothing is lost.
 func writeBackMain(devices []string) int {
+	lost, err := volume.WriteBack(context.Background(), devices)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return exitFailed
+	}
 	texts := make([]string, len(devices))
-	for i, err := range volume.WriteBackAll(context.Background(), devices) {
+	for i, err := range lost {
 		if err != nil {
 			texts[i] = err.Error()
 		}
