@@ -62,6 +62,10 @@ func parseStat(line string) (stat, error) {
 	if len(fields) < 20 {
 		return stat{}, fmt.Errorf("process line %q is cut short", line)
 	}
+	// One letter; a byte of another kind would not survive being printed.
+	if state := fields[0]; len(state) != 1 || state[0] <= ' ' || state[0] > '~' {
+		return stat{}, fmt.Errorf("process line %q has the state %q, not a letter", line, state)
+	}
 	s := stat{command: printable.Line(line[open+1 : end]), state: fields[0][0]}
 	var err error
 	if s.pid, err = strconv.Atoi(strings.TrimSpace(line[:open])); err != nil {
