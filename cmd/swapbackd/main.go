@@ -149,6 +149,7 @@ func run(ctx context.Context, o options) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("must run as root: it makes block devices")
 	}
+	noHugeHeap()
 	if err := ublk.ReexecIOFlusher(); err != nil {
 		return err
 	}
@@ -184,6 +185,17 @@ func run(ctx context.Context, o options) (err error) {
 	notify(log, daemon.SdNotifyReady)
 	defer notify(log, daemon.SdNotifyStopping)
 	return serve(ctx, ln, api.NewHandler(ctl, ctl.Metrics(), version.String(), log), log)
+}
+
+// noHugeHeap keeps huge pages out of Go's heap from the next execution of the
+// program on. The kernel otherwise puts pages back, as parts of huge ones, that
+// the runtime gave back to it: after 256 volumes had come and gone the daemon held
+// 50 MiB where it had held 22, and 2 of them were in use. I/O buffers are not of
+// the heap and keep theirs.
+func noHugeHeap() {
+	if debug := os.Getenv("GODEBUG"); !strings.Contains(debug, "disablethp=") {
+		os.Setenv("GODEBUG", strings.TrimPrefix(debug+",disablethp=1", ","))
+	}
 }
 
 // swapProcs is what Go's scheduler has for swaps, beside a P per processor and
