@@ -271,6 +271,9 @@ func (w *walk) look() {
 // garbage names volumes that are not there, in everything that takes a name.
 func (w *walk) garbage() {
 	name, ctx := one(w, strange...), w.t.Context()
+	if w.p.Find(name) != nil {
+		return // create has given it to one
+	}
 	no := Codes{api.CodeNotFound, api.CodeInvalid}
 	calls := []func() error{
 		func() error { return w.d.Client.DeleteVolume(ctx, name, true) },
