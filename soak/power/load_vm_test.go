@@ -175,8 +175,10 @@ func (l *load) snapshot(volumes ...string) error {
 	if err := end(l.t.Context()); err != nil {
 		return err
 	}
-	// The answer to the end does not wait for it.
-	rig.WaitUntil(l.t, "the snapshot to end", func() bool { return !l.Show(volumes[0]).Snapshot })
+	// The answer to the end does not wait for it, and volumes end one by one.
+	for _, v := range volumes {
+		rig.WaitUntil(l.t, "the snapshot of "+v+" to end", func() bool { return !l.Show(v).Snapshot })
+	}
 	return err
 }
 
