@@ -46,7 +46,10 @@ func openFlushed(device string) (*os.File, error) {
 
 // WriteBack writes back and drops the cached pages of block devices. lost has an
 // error for each of which some could not be written, which are gone then. After
-// another error there may be pages left.
+// another error there may be pages left. It waits for the devices even when nobody
+// has written: fsync always asks for a flush.
+//
+// The process that serves the devices must not do that itself, see [Helper].
 func WriteBack(_ context.Context, devices []string) (lost []error, err error) {
 	lost = make([]error, len(devices))
 	for i, d := range devices {
@@ -64,8 +67,7 @@ func WriteBack(_ context.Context, devices []string) (lost []error, err error) {
 // read through the page cache with the same blocks read past it. A block that
 // neither read gets, because its disk is dead or bad there, is no difference.
 //
-// The process that serves the device must not do that itself, see
-// [Options.CheckCoherent].
+// The process that serves the device must not do that itself, see [Helper].
 func CheckCoherent(ctx context.Context, device string) error {
 	f, err := openFlushed(device)
 	if err != nil {

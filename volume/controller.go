@@ -27,7 +27,6 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/failpoint"
-	"github.com/swapback/swapback/holders"
 	"github.com/swapback/swapback/ublk"
 )
 
@@ -56,17 +55,11 @@ type Options struct {
 	Depth int
 	// DataPath of devices that are made; adopted ones keep theirs.
 	DataPath ublk.DataPath
-	// CheckCoherent and WriteBack have the functions of these names done for some
-	// block devices, in a process that serves none of them; nil does it in
-	// this one. A process that is killed while it waits for a page or a block of
-	// its own device never ends: its queues are gone, so nobody answers, so it
-	// keeps the device open, so the driver does not see its server go, and no
-	// other can take over. They must return when ctx ends, whatever became of that
-	// process.
-	CheckCoherent func(ctx context.Context, devices []string) error
-	WriteBack     func(ctx context.Context, devices []string) (lost []error, err error)
-	Version       string
-	Logger        *slog.Logger
+	// Helper starts a [Helper] that has these block devices open. It returns when
+	// ctx ends. nil does its work in this process, which then must serve none.
+	Helper  func(ctx context.Context, devices []string) (Helper, error)
+	Version string
+	Logger  *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -85,11 +78,8 @@ func (o *Options) setDefaults() {
 	if o.HoldFor == 0 {
 		o.HoldFor = defaultHold
 	}
-	if o.CheckCoherent == nil {
-		o.CheckCoherent = CheckAllCoherent
-	}
-	if o.WriteBack == nil {
-		o.WriteBack = WriteBack
+	if o.Helper == nil {
+		o.Helper = func(_ context.Context, devices []string) (Helper, error) { return self{devices}, nil }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -118,6 +108,7 @@ type Controller struct {
 	claims  map[string]string    // volume UUID → operation under way
 	changes map[string]changes   // position ID → what was written to it
 	revived map[string]time.Time // volume UUID → when it was last served anew; see watch
+	helpers []int                // processes of swaps under way
 }
 
 var _ api.Service = (*Controller)(nil)
@@ -359,9 +350,4 @@ func (c *Controller) Info(ctx context.Context) (api.Info, error) {
 	defer c.mu.Unlock()
 	info.Failed = c.failed
 	return info, nil
-}
-
-// finder looks for holders other than this daemon.
-func (c *Controller) finder() holders.Finder {
-	return holders.Finder{Ignore: []int{os.Getpid()}}
 }

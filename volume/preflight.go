@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,9 @@ func (s *swap) preflight(ctx context.Context) error {
 	}
 	if err := s.suited(); err != nil {
 		return err
+	}
+	if err := s.openHelper(ctx, paths); err != nil {
+		return fmt.Errorf("swap refused: %w", err)
 	}
 	if err := s.findHolders(ctx, paths); err != nil {
 		return err
@@ -94,19 +98,25 @@ func (s *swap) writeBack(ctx context.Context) error {
 	return nil
 }
 
-// emptyCaches is [WriteBack] of the served devices. Without holders there is
-// nothing to write, or to wait for: the last one who closed a device has written.
-func (s *swap) emptyCaches(ctx context.Context) (lost []error, err error) {
-	var paths []string
-	for _, d := range s.devices {
-		paths = append(paths, d.Path())
-	}
-	if len(s.held) == 0 {
-		return WriteBack(ctx, paths)
-	}
+// openHelper starts what has the devices open for this swap.
+func (s *swap) openHelper(ctx context.Context, paths []string) (err error) {
 	ctx, cancel := s.whileServed(ctx)
 	defer cancel()
-	return s.c.opt.WriteBack(ctx, paths)
+	s.helper, err = s.c.startHelper(ctx, paths)
+	return err
+}
+
+func (s *swap) closeHelper() {
+	if s.helper != nil {
+		s.c.endHelper(s.helper)
+	}
+}
+
+// emptyCaches is [WriteBack] of the served devices.
+func (s *swap) emptyCaches(ctx context.Context) (lost []error, err error) {
+	ctx, cancel := s.whileServed(ctx)
+	defer cancel()
+	return s.helper.WriteBack(ctx)
 }
 
 // whileServed is a context that ends when the server of one of the devices does:
@@ -131,11 +141,12 @@ func (s *swap) failedContent(target int) bool {
 	return target%2 == 0 && s.req.Pairs[target/2].Quarantine != nil
 }
 
-// udevPatience bounds the wait for udev, which opens a device for a moment
-// whenever somebody who wrote to it has closed it.
+// patience bounds the wait for those who go by themselves: udev, which opens a
+// device for a moment whenever somebody who wrote to it has closed it, and the
+// helper of a daemon that was killed in a swap.
 const (
-	udevPatience = 2 * time.Second
-	udevPause    = 50 * time.Millisecond
+	patience     = 2 * time.Second
+	passingPause = 50 * time.Millisecond
 )
 
 // findHolders opens the devices exclusively and names whoever else holds one.
@@ -169,17 +180,18 @@ func (s *swap) findHolders(ctx context.Context, paths []string) error {
 				s.held = append(s.held, holders.Holder{Kind: holders.KindExclusive, Device: path, Detail: "claimed by somebody (a mount, swap space, or a device on top)"})
 			}
 		}
-		if !onlyUdev(s.held) || time.Since(start) > udevPatience {
+		if !onlyPassing(s.held) || time.Since(start) > patience {
 			return nil
 		}
-		time.Sleep(udevPause)
+		time.Sleep(passingPause)
 	}
 }
 
-// onlyUdev tells whether there are holders and all of them are udev's workers.
-func onlyUdev(list []holders.Holder) bool {
+// onlyPassing tells whether there are holders and all of them go by themselves.
+func onlyPassing(list []holders.Holder) bool {
+	passing := []string{"(udev-worker)", "systemd-udevd", HelperName}
 	for _, h := range list {
-		if h.Kind != holders.KindProcess || h.Command != "(udev-worker)" && h.Command != "systemd-udevd" {
+		if h.Kind != holders.KindProcess || !slices.Contains(passing, h.Command) {
 			return false
 		}
 	}

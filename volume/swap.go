@@ -30,6 +30,7 @@ type swap struct {
 	targets []target       // A, B, A, B, …
 	served  []int          // indexes of the targets that are attached
 	devices []*ublk.Device // of those
+	helper  Helper         // has the devices open, from before the guards to after them
 	guards  []*os.File     // exclusive opens of the devices, kept through the swap
 	held    []holders.Holder
 	before  []ublk.Stats
@@ -66,6 +67,7 @@ func (s *swap) run(ctx context.Context) error {
 	}
 	defer release()
 	s.targets = targets
+	defer s.closeHelper()
 	defer s.closeGuards()
 	failpoint.Hit("swap: claimed")
 	if err := s.preflight(ctx); err != nil {
@@ -297,23 +299,11 @@ func (s *swap) collect(prepared *dmswap.Swap) {
 func (s *swap) verify(ctx context.Context) {
 	defer s.phase(&s.result.Phases.Verify)()
 	var warnings []string
-	var paths []string
-	for _, f := range s.guards {
-		paths = append(paths, f.Name())
-		if len(s.held) > 0 {
-			continue // CheckCoherent does it, see emptyCaches
-		}
-		if err := flushBuffers(f); err != nil {
-			warnings = append(warnings, err.Error())
-		}
-	}
-	// Before anybody reads through the page cache: who closes a device last
-	// waits for its cached pages, and must not be this process.
 	s.closeGuards()
-	if len(paths) > 0 {
+	if s.helper != nil {
 		ctx, cancel := s.whileServed(ctx)
 		defer cancel()
-		if err := s.c.opt.CheckCoherent(ctx, paths); err != nil {
+		if err := s.helper.CheckAllCoherent(ctx); err != nil {
 			warnings = append(warnings, err.Error())
 		}
 	}

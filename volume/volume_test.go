@@ -283,7 +283,7 @@ func TestOnlyUdevIsWaitedFor(t *testing.T) {
 		{[]holders.Holder{udev, cat}, false},
 		{[]holders.Holder{mount}, false},
 	} {
-		if got := onlyUdev(c.list); got != c.want {
+		if got := onlyPassing(c.list); got != c.want {
 			t.Errorf("%v: %v", c.list, got)
 		}
 	}
@@ -305,12 +305,21 @@ func TestLinksAreForEverybody(t *testing.T) {
 	}
 }
 
+// deadHelper answers nothing but why.
+type deadHelper struct{ why error }
+
+func (h deadHelper) PID() int                                   { return 0 }
+func (h deadHelper) WriteBack(context.Context) ([]error, error) { return nil, h.why }
+func (h deadHelper) CheckAllCoherent(context.Context) error     { return h.why }
+func (h deadHelper) Close()                                     {}
+
 // TestPagesThatMayBeLeftForbidASwap: what is still cached would be written to the
 // other position, so not even a swap that quarantines goes on.
 func TestPagesThatMayBeLeftForbidASwap(t *testing.T) {
 	killed := errors.New("killed")
 	s := &swap{
-		c:       &Controller{opt: Options{WriteBack: func(context.Context, []string) ([]error, error) { return nil, killed }}},
+		c:       &Controller{},
+		helper:  deadHelper{killed},
 		req:     api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b", Quarantine: &api.Quarantine{Reason: "r"}}}},
 		targets: make([]target, 2), served: []int{0}, held: make([]holders.Holder, 1),
 	}

@@ -294,9 +294,9 @@ func (c *Controller) holdersOf(ctx context.Context, paths ...string) ([]holders.
 	finder := c.finder()
 	// Somebody whom no table of the kernel names can still have claimed it.
 	finder.Probe = true
-	for start := time.Now(); ; time.Sleep(udevPause) {
+	for start := time.Now(); ; time.Sleep(passingPause) {
 		found, err := finder.Find(ctx, paths...)
-		if err != nil || !onlyUdev(found) || time.Since(start) > udevPatience {
+		if err != nil || !onlyPassing(found) || time.Since(start) > patience {
 			return found, err
 		}
 	}

@@ -47,11 +47,8 @@ type options struct {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == coherentArg {
-		os.Exit(coherentMain(os.Args[2:]))
-	}
-	if len(os.Args) > 1 && os.Args[1] == writeBackArg {
-		os.Exit(writeBackMain(os.Args[2:]))
+	if len(os.Args) > 1 && os.Args[1] == helperArg {
+		os.Exit(helperMain(os.Args[2:]))
 	}
 	cmd := newCommand()
 	err := cmd.Execute()
@@ -161,7 +158,7 @@ func run(ctx context.Context, o options) (err error) {
 	ctl, err := volume.Open(ctx, volume.Options{
 		Disks: o.disks, WaitForMembers: o.wait, DiskTimeout: o.timeout, HoldFor: o.holdFor, KeepDir: o.keepDir, RunDir: o.runDir, LinkDir: o.linkDir,
 		Queues: o.queues, Depth: o.depth, DataPath: path,
-		CheckCoherent: checkInChild, WriteBack: writeBackInChild, Version: version.String(), Logger: log,
+		Helper: startHelper, Version: version.String(), Logger: log,
 	})
 	if err != nil {
 		return err

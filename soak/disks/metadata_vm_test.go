@@ -4,12 +4,15 @@ package disks
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/soak/rig"
@@ -210,47 +213,112 @@ func TestSlowDisk(t *testing.T) {
 	d.Check()
 }
 
+// A daemon that is killed while it waits for its own device itself never ends, and
+// no other can take over: it must not, wherever in a swap it is.
+
 // TestKillInWriteBack kills the daemon while a swap waits for pages of a holder
-// that can't be written yet. A daemon that waited for its own device itself would
-// never end, and no other could take over.
+// that can't be written yet, or for nothing but the flush of a device that nobody
+// holds.
 func TestKillInWriteBack(t *testing.T) {
+	for name, held := range map[string]bool{"held": true, "free": false} {
+		t.Run(name, func(t *testing.T) {
+			disks := newBadDisks(t, 2)
+			d := start(t, disks)
+			a, b := volumeOn(t, d, 0, "a", 16*rig.MiB), volumeOn(t, d, 1, "b", 16*rig.MiB)
+			data := rig.RandomBytes(3, int(rig.MiB))
+			rig.WriteDevice(t, a.Device, 0, data)
+			sync := func() error { return nil }
+			if held {
+				f, err := os.OpenFile(a.Device, os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				disks[0].Hang()
+				data = rig.RandomBytes(4, int(rig.MiB))
+				if _, err := f.WriteAt(data, 0); err != nil { // into the page cache
+					t.Fatal(err)
+				}
+				sync = f.Sync
+			} else {
+				disks[0].Hang()
+			}
+			swapped := swapAside(d, api.SwapRequest{Pairs: []api.SwapPair{{A: a.Name, B: b.Name}}, AllowHolders: held})
+			rig.WaitUntil(t, "a request to reach the disk that hangs", func() bool {
+				return d.Metrics()[`swapback_volume_in_flight_requests{pool="tank",volume="`+a.Name+`"}`] > 0
+			})
+			killInSwap(t, d, swapped, disks[0])
+			if err := sync(); err != nil {
+				t.Error(err)
+			}
+			expectUnswapped(t, d, a, data)
+		})
+	}
+}
+
+// TestKillWithPagesOfOneWhoHasGone kills the daemon in a swap during which a holder
+// has written and gone. Who closes the device now writes his pages.
+func TestKillWithPagesOfOneWhoHasGone(t *testing.T) {
 	disks := newBadDisks(t, 2)
 	d := start(t, disks)
 	a, b := volumeOn(t, d, 0, "a", 16*rig.MiB), volumeOn(t, d, 1, "b", 16*rig.MiB)
+	if _, err := d.Client.Detach(t.Context(), b.Name); err != nil {
+		t.Fatal(err)
+	}
 	f, err := os.OpenFile(a.Device, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	data := rig.RandomBytes(3, int(rig.MiB))
-	disks[0].Hang()
-	if _, err := f.WriteAt(data, 0); err != nil { // into the page cache
+	disks[1].Hang() // has metadata, and none of the data
+	swapped := swapAside(d, api.SwapRequest{Pairs: []api.SwapPair{{A: a.Name, B: b.Name}}, AllowHolders: true})
+	rig.WaitUntil(t, "the swap to claim the device", func() bool {
+		fd, err := unix.Open(a.Device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err == unix.EBUSY
+	})
+	data := rig.RandomBytes(5, int(rig.MiB))
+	if _, err := f.WriteAt(data, 0); err != nil {
 		t.Fatal(err)
 	}
-	swapped := make(chan error, 1)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	killInSwap(t, d, swapped, disks[1])
+	expectUnswapped(t, d, a, data)
+}
+
+func swapAside(d *rig.Daemon, req api.SwapRequest) <-chan error {
+	done := make(chan error, 1)
 	go func() {
-		_, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: a.Name, B: b.Name}}, AllowHolders: true})
-		swapped <- err
+		_, err := d.Client.Swap(context.Background(), req)
+		done <- err
 	}()
-	rig.WaitUntil(t, "the pages to reach the disk that hangs", func() bool {
-		return d.Metrics()[`swapback_volume_in_flight_requests{pool="tank",volume="`+a.Name+`"}`] > 0
-	})
+	return done
+}
+
+// killInSwap kills the daemon, heals a disk, sees the daemon end, and runs another.
+func killInSwap(t *testing.T, d *rig.Daemon, swapped <-chan error, hung *badDisk) {
+	t.Helper()
 	if err := syscall.Kill(d.PID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	disks[0].Heal()
+	hung.Heal()
 	d.WaitEnd()
 	if err := <-swapped; api.CodeOf(err) != api.CodeUnavailable {
 		t.Errorf("the swap whose daemon died: %v", err)
 	}
 	d.Run()
-	if err := f.Sync(); err != nil {
-		t.Error(err)
+}
+
+func expectUnswapped(t *testing.T, d *rig.Daemon, v api.Volume, data []byte) {
+	t.Helper()
+	if got := d.Show(v.Name); got.Position.ID != v.Position.ID || got.State != api.StateServing {
+		t.Errorf("volume %s is %s and shows another position", v.Name, got.State)
 	}
-	if got := d.Show(a.Name); got.Position.ID != a.Position.ID || got.State != api.StateServing {
-		t.Errorf("volume %s is %s and shows another position", a.Name, got.State)
-	}
-	if !bytes.Equal(rig.ReadDevice(t, a.Device, 0, len(data)), data) {
+	if !bytes.Equal(rig.ReadDevice(t, v.Device, 0, len(data)), data) {
 		t.Error("what was written is not there")
 	}
 }
