@@ -56,7 +56,7 @@ type Options struct {
 	// DataPath of devices that are made; adopted ones keep theirs.
 	DataPath ublk.DataPath
 	// Helper starts a [Helper] that has these block devices open. It returns when
-	// ctx ends. nil does its work in this process, which then must serve none.
+	// ctx ends. There must be one.
 	Helper  func(ctx context.Context, devices []string) (Helper, error)
 	Version string
 	Logger  *slog.Logger
@@ -77,9 +77,6 @@ func (o *Options) setDefaults() {
 	}
 	if o.HoldFor == 0 {
 		o.HoldFor = defaultHold
-	}
-	if o.Helper == nil {
-		o.Helper = func(_ context.Context, devices []string) (Helper, error) { return self{devices}, nil }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -118,6 +115,9 @@ var _ api.Service = (*Controller)(nil)
 // pool or volume that can't be opened is logged and shown, and does not keep
 // the others from working.
 func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
+	if opt.Helper == nil {
+		return nil, errors.New("volume: no helper for swaps is given")
+	}
 	opt.setDefaults()
 	c := &Controller{
 		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Version),

@@ -60,14 +60,3 @@ func (c *Controller) finder() holders.Finder {
 	defer c.mu.Unlock()
 	return holders.Finder{Ignore: append([]int{os.Getpid()}, c.helpers...)}
 }
-
-// self does the work of a Helper in this process, which serves no device.
-type self struct{ devices []string }
-
-func (s self) PID() int { return os.Getpid() }
-
-func (s self) WriteBack(ctx context.Context) ([]error, error) { return WriteBack(ctx, s.devices) }
-
-func (s self) CheckAllCoherent(ctx context.Context) error { return CheckAllCoherent(ctx, s.devices) }
-
-func (s self) Close() {}

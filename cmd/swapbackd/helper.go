@@ -142,6 +142,9 @@ const endTime = 5 * time.Second
 func (h *helper) Close() {
 	_, _ = io.WriteString(h.in, askEnd+"\n")
 	_ = h.in.Close()
+	if h.dead != nil {
+		return // nobody knows when it goes
+	}
 	select {
 	case <-h.ended:
 	case <-time.After(endTime):
