@@ -269,7 +269,8 @@ func TestQuarantineKeepsEveryField(t *testing.T) {
 	}
 }
 
-func TestOnlyUdevIsWaitedFor(t *testing.T) {
+func TestWhoIsWaitedFor(t *testing.T) {
+	left := holders.Holder{Kind: holders.KindProcess, Command: HelperName} // by a daemon that was killed
 	udev := holders.Holder{Kind: holders.KindProcess, Command: "(udev-worker)"}
 	cat := holders.Holder{Kind: holders.KindProcess, Command: "cat"}
 	mount := holders.Holder{Kind: holders.KindMount, Command: "systemd-udevd"}
@@ -280,6 +281,8 @@ func TestOnlyUdevIsWaitedFor(t *testing.T) {
 		{nil, false},
 		{[]holders.Holder{udev}, true},
 		{[]holders.Holder{udev, udev}, true},
+		{[]holders.Holder{left, udev}, true},
+		{[]holders.Holder{left, cat}, false},
 		{[]holders.Holder{udev, cat}, false},
 		{[]holders.Holder{mount}, false},
 	} {
@@ -302,6 +305,13 @@ func TestLinksAreForEverybody(t *testing.T) {
 		if fi, err := os.Stat(filepath.Join(base, dir)); err != nil || fi.Mode().Perm() != 0o755 {
 			t.Errorf("%s is %v, %v", dir, fi.Mode(), err)
 		}
+	}
+}
+
+// TestHelperNameFits: the kernel cuts a longer one, and nobody would know it again.
+func TestHelperNameFits(t *testing.T) {
+	if len(HelperName) > 15 {
+		t.Errorf("%q has %d bytes", HelperName, len(HelperName))
 	}
 }
 

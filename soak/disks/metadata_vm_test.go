@@ -220,8 +220,8 @@ func TestSlowDisk(t *testing.T) {
 // that can't be written yet, or for nothing but the flush of a device that nobody
 // holds.
 func TestKillInWriteBack(t *testing.T) {
-	for name, held := range map[string]bool{"held": true, "free": false} {
-		t.Run(name, func(t *testing.T) {
+	for _, held := range []bool{true, false} {
+		t.Run(map[bool]string{true: "held", false: "free"}[held], func(t *testing.T) {
 			disks := newBadDisks(t, 2)
 			d := start(t, disks)
 			a, b := volumeOn(t, d, 0, "a", 16*rig.MiB), volumeOn(t, d, 1, "b", 16*rig.MiB)
