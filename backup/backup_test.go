@@ -127,16 +127,16 @@ func TestReuse(t *testing.T) {
 	if _, err := r.Delete(t.Context(), b4.ID); err != nil {
 		t.Fatal(err)
 	}
-	if left := m.Names(""); len(left) != 1 {
+	if left := m.Names(""); len(left) != 2 { // config and key
 		t.Errorf("an empty repository has %v", left)
 	}
 }
 
 func TestInitAndOpenRefusals(t *testing.T) {
 	dir := t.TempDir()
-	_, err := Open(t.Context(), dir)
+	_, err := Open(t.Context(), dir, Secret{})
 	wantErr(t, "open an empty folder", err, ErrNotRepository, "swapback repo init")
-	_, err = Open(t.Context(), filepath.Join(dir, "nowhere"))
+	_, err = Open(t.Context(), filepath.Join(dir, "nowhere"), Secret{})
 	wantErr(t, "open nothing", err, ErrNotRepository, "swapback repo init")
 
 	if err := os.Mkdir(filepath.Join(dir, "lost+found"), 0o700); err != nil {
@@ -149,7 +149,7 @@ func TestInitAndOpenRefusals(t *testing.T) {
 	r.Close()
 	_, err = Init(t.Context(), dir, InitOptions{})
 	wantErr(t, "init again", err, ErrExists, "another folder")
-	if r, err = Open(t.Context(), "file://"+dir); err != nil {
+	if r, err = Open(t.Context(), "file://"+dir, Secret{}); err != nil {
 		t.Fatal(err)
 	}
 	if r.ChunkSize() != DefaultChunkSize || r.Location() != dir || len(r.ID()) != 36 {
@@ -169,11 +169,11 @@ func TestInitAndOpenRefusals(t *testing.T) {
 	}
 	_, err = Init(t.Context(), full, InitOptions{})
 	wantErr(t, "init a full folder", err, ErrNotEmpty, "config")
-	_, err = Open(t.Context(), full)
+	_, err = Open(t.Context(), full, Secret{})
 	wantErr(t, "open a full folder", err, ErrNotRepository, "")
 
 	for _, location := range []string{"s3://bucket/x", "ftp://x", "", "file://host/x"} {
-		_, err := Open(t.Context(), location)
+		_, err := Open(t.Context(), location, Secret{})
 		wantErr(t, location, err, ErrUnsupported, "name a folder")
 	}
 	for _, size := range []int64{1, 1000, 3 << 20, 32 << 20, -1} {
@@ -191,8 +191,8 @@ func wantErr(t testing.TB, what string, err, want error, text string) {
 
 func TestNewerRepositoriesAreRefused(t *testing.T) {
 	for _, c := range []func(c *config){
-		func(c *config) { c.Encryption = "aes-256-gcm" },
-		func(c *config) { c.Hash = "blake3" },
+		func(c *config) { c.Encryption = "aes-512-gcm" },
+		func(c *config) { c.Hash = "blake4" },
 		func(c *config) { c.Features = []string{"erasure-coding"} },
 	} {
 		r, m := memRepo(t)
@@ -203,7 +203,7 @@ func TestNewerRepositoriesAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.SetObject("config", body)
-		_, err = openStore(t.Context(), m)
+		_, err = openStore(t.Context(), m, secretOf(m))
 		wantErr(t, "open", err, ErrVersion, "newer swapback")
 	}
 }
@@ -316,7 +316,7 @@ func TestBadSources(t *testing.T) {
 		_, err := r.Create(t.Context(), tt.sources, CreateOptions{})
 		wantErr(t, tt.name, err, tt.kind, "")
 	}
-	if n := m.Names(""); len(n) != 1 {
+	if n := m.Names(""); len(n) != 2 { // config and key
 		t.Errorf("left are %v", n)
 	}
 }

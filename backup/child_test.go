@@ -88,7 +88,7 @@ func runChild() {
 	folder, err := store.OpenFolder(os.Getenv(repoEnv))
 	fail(err)
 	k := killStore{Store: folder, ops: new(atomic.Int64), kill: kill}
-	r, err := openStore(context.Background(), k)
+	r, err := openStore(context.Background(), k, Secret{})
 	fail(err)
 	r.packSize = testPack
 	what, id, _ := strings.Cut(os.Getenv(childEnv), " ")

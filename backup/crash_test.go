@@ -194,7 +194,7 @@ func TestDeleteWhileWriting(t *testing.T) {
 			if _, err := other.Delete(t.Context(), b2.ID); err != nil {
 				t.Fatal(err)
 			}
-			if left := m.Names(""); len(left) != 1 {
+			if left := m.Names(""); len(left) != 2 { // config and key
 				t.Errorf("left are %v", left)
 			}
 		})
@@ -392,7 +392,7 @@ func TestManifestVisibleAfterError(t *testing.T) {
 	if rep, err := r.Prune(t.Context()); err != nil || rep.Packs == 0 {
 		t.Errorf("prune: %+v, %v", rep, err)
 	}
-	if n := m.Names(""); len(n) != 1 {
+	if n := m.Names(""); len(n) != 2 { // config and key
 		t.Errorf("left are %v", n)
 	}
 }

@@ -169,7 +169,7 @@ func (r *Repository) newCreation(s *session, o CreateOptions, sources int, log *
 		c.comp.Close()
 		return nil, err
 	}
-	c.buf = make([]byte, c.comp.Bound(format.MaxNode))
+	c.buf = make([]byte, c.room(c.comp, format.MaxNode))
 	return c, nil
 }
 
@@ -258,8 +258,12 @@ func (c *creation) node(ctx context.Context, v *BackupVolume, node []byte) (form
 	if ok || err != nil {
 		return ref, err
 	}
-	payload, cd := c.comp.Compress(c.buf, node)
-	return c.add(ctx, v, c.nodes, format.Ref{Hash: hash, Length: uint32(len(node)), Codec: cd}, payload)
+	ref = format.Ref{Hash: hash, Kind: format.KindNode, Length: uint32(len(node))}
+	payload, err := c.payload(c.comp, c.buf, &ref, node)
+	if err != nil {
+		return ref, err
+	}
+	return c.add(ctx, v, c.nodes, ref, payload)
 }
 
 func (c *creation) add(ctx context.Context, v *BackupVolume, w *pack.Writer, ref format.Ref, payload []byte) (format.Ref, error) {
@@ -292,7 +296,7 @@ func (c *creation) commit(ctx context.Context, b *Backup) error {
 	// Eight random digits may be taken, though hardly twice.
 	for range 4 {
 		b.ID = makeID(b.Created, c.r.newID())
-		err := putText(ctx, c.r.store, backupDir+"/"+b.ID, store.Exclusive, format.TextBackup, b)
+		err := c.r.putSealed(ctx, backupDir+"/"+b.ID, format.TextBackup, b)
 		if errors.Is(err, store.ErrExist) {
 			continue
 		}

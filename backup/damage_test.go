@@ -57,6 +57,12 @@ func TestDamageIsNeverRestored(t *testing.T) {
 						want = ErrNotRepository
 					}
 					wantErr(t, what, err, want, "")
+				} else if strings.HasPrefix(name, "keys") {
+					want := "keys/"
+					if d.name == "gone" {
+						want = "no key"
+					}
+					wantErr(t, what, err, ErrDamaged, want)
 				} else if d.name == "gone" {
 					wantErr(t, what, err, ErrDamaged, name)
 				}
@@ -72,7 +78,7 @@ func TestDamageIsNeverRestored(t *testing.T) {
 // returns how many bad ranges there were.
 func restoreDamaged(t *testing.T, what string, m *storetest.Mem, id string, content []byte) (int, error) {
 	t.Helper()
-	r, err := openStore(t.Context(), m)
+	r, err := openStore(t.Context(), m, secretOf(m))
 	if err != nil {
 		return 0, err
 	}
@@ -189,7 +195,7 @@ func TestNewerManifest(t *testing.T) {
 	_, err = r.Prune(t.Context())
 	wantErr(t, "prune", err, ErrDamaged, "no pack is removed")
 	m.SetObject("config", renumber(t, m.Object("config"), 2))
-	_, err = openStore(t.Context(), m)
+	_, err = openStore(t.Context(), m, secretOf(m))
 	wantErr(t, "open", err, ErrVersion, "newer swapback")
 }
 
@@ -238,7 +244,7 @@ func TestReuseOfDamagedPacks(t *testing.T) {
 // backup look at those, and begin anew when one of them is bad.
 func TestReuseBeginsAnew(t *testing.T) {
 	m := storetest.NewMem()
-	r, err := initStore(t.Context(), m, InitOptions{ChunkSize: testChunk})
+	r, err := initStore(t.Context(), m, InitOptions{ChunkSize: testChunk, Recipients: []string{recipient}})
 	if err != nil {
 		t.Fatal(err)
 	}

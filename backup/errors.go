@@ -24,6 +24,9 @@ var (
 	ErrTarget        = errors.New("target can't be written")
 	ErrInvalid       = errors.New("invalid request")
 	ErrUnsupported   = errors.New("not supported")
+	ErrSecret        = errors.New("no usable secret")
+	ErrLocked        = errors.New("repository is encrypted, and the secret does not open it")
+	ErrNotEncrypted  = errors.New("repository is not encrypted")
 )
 
 // Error says what was attempted, on which object, what went wrong and what to

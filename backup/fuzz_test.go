@@ -106,7 +106,7 @@ func FuzzRepository(f *testing.F) {
 	f.Fuzz(func(t *testing.T, conf, note []byte) {
 		m := good.Clone()
 		m.SetObject(configName, textObject(format.TextConfig, conf))
-		if r, err := openStore(t.Context(), m); err == nil {
+		if r, err := openStore(t.Context(), m, secretOf(m)); err == nil {
 			_, bad := format.ShapeOf(1, r.ChunkSize())
 			if id, err := uuid.Parse(r.ID()); err != nil || id.String() != r.ID() || format.ID(id) != r.id || bad != nil {
 				t.Errorf("repository %q with chunks of %d is open", r.ID(), r.ChunkSize())

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"go.uber.org/goleak"
 
 	"github.com/swapback/swapback/backup/internal/format"
@@ -26,7 +27,34 @@ func TestMain(m *testing.M) {
 		runChild()
 		return
 	}
-	goleak.VerifyTestMain(m)
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		panic(err)
+	}
+	dir, err := os.MkdirTemp("", "swapback-identity")
+	if err != nil {
+		panic(err)
+	}
+	identity, recipient = filepath.Join(dir, "identity.txt"), id.Recipient().String()
+	if err := os.WriteFile(identity, []byte(id.String()), 0o600); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
+
+// Repositories in memory are encrypted for this recipient, those in folders are
+// not: each test runs on one or the other.
+var identity, recipient string
+
+// secretOf is what opens a test's repository.
+func secretOf(st store.Store) Secret {
+	if c, err := readConfig(context.Background(), st); err == nil && c.Encryption != encryptionNone {
+		return Secret{IdentityFiles: []string{identity}}
+	}
+	return Secret{}
 }
 
 const (
@@ -51,7 +79,7 @@ func predictable(r *Repository, seed uint32) *Repository {
 func memRepo(t testing.TB) (*Repository, *storetest.Mem) {
 	t.Helper()
 	m := storetest.NewMem()
-	r, err := initStore(t.Context(), m, InitOptions{ChunkSize: testChunk})
+	r, err := initStore(t.Context(), m, InitOptions{ChunkSize: testChunk, Recipients: []string{recipient}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +89,7 @@ func memRepo(t testing.TB) (*Repository, *storetest.Mem) {
 // view opens a repository as another process would.
 func view(t testing.TB, m *storetest.Mem, seed uint32) *Repository {
 	t.Helper()
-	r, err := openStore(context.Background(), m)
+	r, err := openStore(context.Background(), m, secretOf(m))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +193,7 @@ type images map[string]map[string][]byte
 // those that are wanted, and every one restores to its content.
 func fullCheck(t testing.TB, st store.Store, want images) {
 	t.Helper()
-	r, err := openStore(context.Background(), st)
+	r, err := openStore(context.Background(), st, secretOf(st))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ const tinyBlob = format.BlobHeaderSize + 1
 // the directory is there: the rest is a hole in the file. It returns the chunk.
 func (h *hostile) crowded(id byte, plain []byte, more int) format.Ref {
 	h.t.Helper()
-	first := h.pack(id, format.KindChunk, rawBlob(plain))[0]
+	first := h.pack(id, format.KindChunk, h.rawBlob(plain))[0]
 	at := first.Offset + format.BlobHeaderSize + first.Stored
 	refs := []format.Ref{first}
 	for range more {

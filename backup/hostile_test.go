@@ -3,7 +3,6 @@ package backup
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"os"
@@ -28,6 +27,7 @@ type hostile struct {
 	content []byte
 	b       Backup
 	target  string
+	hash    pack.Hash
 }
 
 func newHostile(t *testing.T) *hostile {
@@ -42,6 +42,7 @@ func newHostile(t *testing.T) *hostile {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	h.hash = r.hash
 	h.b = create(t, r, CreateOptions{}, source(t, "a", h.content))
 	h.target = dirty(t, len(h.content))
 	return h
@@ -156,8 +157,8 @@ type blob struct {
 	hash    format.Hash
 }
 
-func rawBlob(plain []byte) blob {
-	return blob{payload: plain, length: uint32(len(plain)), hash: sha256.Sum256(plain)}
+func (h *hostile) rawBlob(plain []byte) blob {
+	return blob{payload: plain, length: uint32(len(plain)), hash: h.hash(plain)}
 }
 
 // zstdOf compresses n zeroes into one frame.
@@ -187,7 +188,7 @@ func (h *hostile) table(size int64, entries ...format.Ref) {
 	for _, e := range entries {
 		node = format.AppendEntry(node, e)
 	}
-	root := h.pack(0xee, format.KindNode, rawBlob(node))[0]
+	root := h.pack(0xee, format.KindNode, h.rawBlob(node))[0]
 	h.volume(size, root)
 }
 
@@ -206,7 +207,7 @@ func (h *hostile) use(ctx context.Context) string {
 			said = append(said, fmt.Sprintf("%s: %v", what, err))
 		}
 	}
-	r, err := Open(ctx, h.dir)
+	r, err := Open(ctx, h.dir, Secret{})
 	if err != nil {
 		return fmt.Sprintf("open: %v", err)
 	}
@@ -371,14 +372,14 @@ func TestHostileRepository(t *testing.T) {
 		"one chunk without end": {func(h *hostile) {
 			// A chunk inside another one's payload, which no directory lists, named
 			// thousands of times by two nodes.
-			inner := rawBlob(image(5, 1)[:testChunk])
+			inner := h.rawBlob(image(5, 1)[:testChunk])
 			ref := format.Ref{Stored: inner.length, Length: inner.length, Kind: format.KindChunk, Hash: inner.hash}
 			outer := append(header(ref, inner.payload), inner.payload...)
-			at := h.pack(0xbb, format.KindChunk, rawBlob(outer))[0]
+			at := h.pack(0xbb, format.KindChunk, h.rawBlob(outer))[0]
 			ref.Pack, ref.Offset = at.Pack, at.Offset+format.BlobHeaderSize
 			leaf := bytes.Repeat(format.AppendEntry(nil, ref), format.Fanout)
-			below := h.pack(0xcc, format.KindNode, rawBlob(leaf))[0]
-			root := h.pack(0xdd, format.KindNode, rawBlob(bytes.Repeat(format.AppendEntry(nil, below), 2)))[0]
+			below := h.pack(0xcc, format.KindNode, h.rawBlob(leaf))[0]
+			root := h.pack(0xdd, format.KindNode, h.rawBlob(bytes.Repeat(format.AppendEntry(nil, below), 2)))[0]
 			h.volume(2*testChunk*format.Fanout, root)
 		}, "does not list the blob"},
 		"lease is a link out":   {func(h *hostile) { h.link("leases/"+strings.Repeat("a", 32), "../../victim") }, "leases/aaa"},

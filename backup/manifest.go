@@ -74,6 +74,9 @@ func (v BackupVolume) table() (shape format.Shape, root format.Ref, err error) {
 	if root.Codec, err = format.ParseCodec(t.Codec); err != nil {
 		return shape, root, err
 	}
+	if root.Seal, err = format.ParseSeal(t.Seal); err != nil {
+		return shape, root, err
+	}
 	return shape, root, shape.CheckEntry(root, shape.Levels+1, 0)
 }
 
@@ -81,8 +84,12 @@ func tableOf(root format.Ref) Table {
 	if root.IsZero() {
 		return Table{}
 	}
-	return Table{Hash: root.Hash.String(), Pack: root.Pack.String(), Offset: root.Offset,
+	t := Table{Hash: root.Hash.String(), Pack: root.Pack.String(), Offset: root.Offset,
 		Stored: root.Stored, Length: root.Length, Codec: root.Codec.String()}
+	if root.Seal != format.Open {
+		t.Seal = root.Seal.String()
+	}
+	return t
 }
 
 // name is how a volume is called in messages.
@@ -118,7 +125,7 @@ func (r *Repository) readManifest(ctx context.Context, id string) (b Backup, err
 		return b, err
 	}
 	var m manifest
-	if err := format.DecodeText(body, format.TextBackup, &m); err != nil {
+	if err := r.decodeSealed(body, format.TextBackup, name, &m); err != nil {
 		return Backup{}, fmt.Errorf("%s: %w", name, err)
 	}
 	b = m.backup()

@@ -10,6 +10,7 @@ import (
 	"github.com/swapback/swapback/backup/internal/device"
 	"github.com/swapback/swapback/backup/internal/format"
 	"github.com/swapback/swapback/backup/internal/pack"
+	"github.com/swapback/swapback/backup/internal/seal"
 )
 
 // batchBytes is how much a worker reads at once; chunks that are larger are read
@@ -172,9 +173,26 @@ func (w *worker) look(ctx context.Context, ck *chunk, out *[]byte) (err error) {
 		return err
 	}
 	if *out == nil {
-		*out = make([]byte, 0, w.comp.Bound(len(ck.plain)))
+		*out = make([]byte, w.c.room(w.comp, len(ck.plain)))
 	}
-	ck.ref = format.Ref{Hash: hash, Length: uint32(len(ck.plain))}
-	ck.payload, ck.ref.Codec = w.comp.Compress(*out, ck.plain)
-	return nil
+	ck.ref = format.Ref{Hash: hash, Kind: format.KindChunk, Length: uint32(len(ck.plain))}
+	ck.payload, err = w.c.payload(w.comp, *out, &ck.ref, ck.plain)
+	return err
+}
+
+// room is how much memory payload wants in out for n bytes.
+func (c *creation) room(comp *codec.Compressor, n int) int {
+	return comp.Bound(n) + seal.Overhead
+}
+
+// payload compresses and seals plain, in out's memory, and fills in the ref's
+// Codec and Seal. It may be called concurrently with different compressors.
+func (c *creation) payload(comp *codec.Compressor, out []byte, ref *format.Ref, plain []byte) (p []byte, err error) {
+	ref.Seal = c.r.seal()
+	if ref.Seal == format.Open {
+		p, ref.Codec = comp.Compress(out, plain)
+		return p, nil
+	}
+	p, ref.Codec = comp.Compress(seal.Room(out), plain)
+	return c.r.sealer.Seal(out, *ref, p)
 }

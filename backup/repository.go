@@ -2,39 +2,20 @@ package backup
 
 import (
 	"context"
-	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/swapback/swapback/backup/internal/format"
 	"github.com/swapback/swapback/backup/internal/pack"
+	"github.com/swapback/swapback/backup/internal/seal"
 	"github.com/swapback/swapback/backup/internal/store"
 )
-
-// DefaultChunkSize is the chunk size of a new repository in bytes.
-const DefaultChunkSize = 1 << 20
-
-const configName = "config"
-
-// config is the text object that makes a store a repository.
-type config struct {
-	ID         string `json:"id"` // UUID
-	Created    moment `json:"created"`
-	ChunkSize  int64  `json:"chunk_size"`
-	Hash       string `json:"hash"`
-	Encryption string `json:"encryption"`
-	// Features lists what a reader must know beyond the version. A reader
-	// refuses a repository with a feature that it does not know.
-	Features bounded[string] `json:"features"`
-}
 
 // Repository is an open repository. Its methods may be called concurrently, also
 // by several processes on the same location. Close it when done.
@@ -42,6 +23,9 @@ type Repository struct {
 	store  store.Store
 	config config
 	id     format.ID
+	hash   pack.Hash
+	master *seal.Key    // nil when the repository is not encrypted
+	sealer *seal.Sealer // likewise
 
 	// Tests make these predictable.
 	now      func() time.Time
@@ -69,8 +53,10 @@ func Init(ctx context.Context, location string, o InitOptions) (*Repository, err
 	return r, nil
 }
 
-// Open opens the repository at location, a path or file:// URL.
-func Open(ctx context.Context, location string) (*Repository, error) {
+// Open opens the repository at location, a path or file:// URL, with the secret
+// that it is encrypted by. A secret for a repository that is not encrypted is an
+// error: it may be another one than was meant.
+func Open(ctx context.Context, location string, secret Secret) (*Repository, error) {
 	op := "open repository " + location
 	path, err := folderPath(op, location)
 	if err != nil {
@@ -83,7 +69,7 @@ func Open(ctx context.Context, location string) (*Repository, error) {
 	if err != nil {
 		return nil, wrap(op, err)
 	}
-	r, err := openStore(ctx, st)
+	r, err := openStore(ctx, st, secret)
 	if err != nil {
 		st.Close()
 		return nil, err
@@ -126,19 +112,10 @@ func initStore(ctx context.Context, st store.Store, o InitOptions) (*Repository,
 		return nil, &Error{Kind: ErrNotEmpty, Op: op, Detail: "it has " + some(foreign),
 			Remedy: "choose an empty folder or a new one"}
 	}
-	c := config{ID: uuid.NewString(), Created: moment{time.Now().UTC()}, ChunkSize: o.ChunkSize,
-		Hash: "sha256", Encryption: "none", Features: bounded[string]{}}
-	err = putText(ctx, st, configName, store.Exclusive, format.TextConfig, c)
-	if errors.Is(err, store.ErrExist) {
-		return nil, &Error{Kind: ErrExists, Op: op, Remedy: "use it as it is, or choose another folder"}
-	}
-	if err != nil {
-		return nil, wrap(op, err)
-	}
-	return newRepository(st, c)
+	return initialise(ctx, op, st, o)
 }
 
-func openStore(ctx context.Context, st store.Store) (*Repository, error) {
+func openStore(ctx context.Context, st store.Store, secret Secret) (*Repository, error) {
 	op := "open repository " + st.Location()
 	c, err := readConfig(ctx, st)
 	if errors.Is(err, store.ErrNotExist) {
@@ -147,39 +124,11 @@ func openStore(ctx context.Context, st store.Store) (*Repository, error) {
 	if err != nil {
 		return nil, wrap(op, err)
 	}
-	if c.Encryption != "none" || c.Hash != "sha256" || len(c.Features) > 0 {
-		return nil, &Error{Kind: ErrVersion, Op: op, Remedy: "open it with a newer swapback",
-			Detail: fmt.Sprintf("it uses encryption %.80q, hash %.80q, features %.200q", c.Encryption, c.Hash, some(c.Features))}
-	}
-	return newRepository(st, c)
-}
-
-func newRepository(st store.Store, c config) (*Repository, error) {
-	op := "open repository " + st.Location()
-	id, err := uuid.Parse(c.ID)
+	r, err := newRepository(st, c)
 	if err != nil {
-		return nil, &Error{Kind: ErrDamaged, Op: op, Object: configName, Err: err}
+		return nil, err
 	}
-	c.ID = id.String() // of the forms that can be read, the one to show
-	if _, err := format.ShapeOf(1, c.ChunkSize); err != nil {
-		return nil, &Error{Kind: ErrDamaged, Op: op, Object: configName, Err: err}
-	}
-	return &Repository{store: st, config: c, id: format.ID(id),
-		now: time.Now, newID: pack.NewID, packSize: format.PackSize}, nil
-}
-
-// readConfig reads the config. An object in its place that was never one counts
-// as not there.
-func readConfig(ctx context.Context, st store.Store) (c config, err error) {
-	body, err := readText(ctx, st, configName)
-	if err != nil {
-		return c, err
-	}
-	if !strings.HasPrefix(string(body), "swapback-") {
-		return c, fmt.Errorf("%s is not swapback's: %w", configName, store.ErrNotExist)
-	}
-	err = format.DecodeText(body, format.TextConfig, &c)
-	return c, err
+	return r, r.unlock(ctx, op, secret)
 }
 
 // Close releases the repository. Operations must have ended.
@@ -194,11 +143,20 @@ func (r *Repository) Location() string { return r.store.Location() }
 // ChunkSize is the size in bytes of the chunks that volumes are cut into.
 func (r *Repository) ChunkSize() int64 { return r.config.ChunkSize }
 
-func (r *Repository) hash(p []byte) format.Hash { return sha256.Sum256(p) }
+// Encrypted tells whether what is stored is encrypted.
+func (r *Repository) Encrypted() bool { return r.sealer != nil }
+
+// seal is how the blobs of the repository are sealed.
+func (r *Repository) seal() format.Seal {
+	if r.sealer == nil {
+		return format.Open
+	}
+	return format.AESGCM
+}
 
 // newReader returns a reader of chunks and nodes for one goroutine.
 func (r *Repository) newReader() (*pack.Reader, error) {
-	return pack.NewReader(r.store, r.hash, int(max(r.config.ChunkSize, format.MaxNode)))
+	return pack.NewReader(r.store, r.hash, r.sealer, int(max(r.config.ChunkSize, format.MaxNode)))
 }
 
 // readText reads a whole text object within bounds.
@@ -219,15 +177,52 @@ func putText(ctx context.Context, st store.Store, name string, mode store.Mode, 
 	if err != nil {
 		return err
 	}
+	return putObject(ctx, st, name, mode, body)
+}
+
+func putObject(ctx context.Context, st store.Store, name string, mode store.Mode, body []byte) error {
 	w, err := st.Create(ctx, name, mode)
 	if err != nil {
 		return err
 	}
 	defer w.Abort()
-	if _, err := io.Copy(w, strings.NewReader(string(body))); err != nil {
+	if _, err := w.Write(body); err != nil {
 		return err
 	}
 	return w.Commit(ctx)
+}
+
+// sealedText is the body of a text object that is encrypted.
+type sealedText struct {
+	Sealed []byte `json:"sealed"`
+}
+
+// putSealed makes a new text object, encrypted where the repository is.
+func (r *Repository) putSealed(ctx context.Context, name, kind string, v any) error {
+	if r.sealer != nil {
+		body, err := json.Marshal(v)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", kind, err)
+		}
+		v = sealedText{r.sealer.SealText(kind, name, body)}
+	}
+	return putText(ctx, r.store, name, store.Exclusive, kind, v)
+}
+
+// decodeSealed decodes a text object of this name into v.
+func (r *Repository) decodeSealed(object []byte, kind, name string, v any) error {
+	if r.sealer == nil {
+		return format.DecodeText(object, kind, v)
+	}
+	var s sealedText
+	if err := format.DecodeText(object, kind, &s); err != nil {
+		return err
+	}
+	body, err := r.sealer.OpenText(kind, name, s.Sealed)
+	if err != nil {
+		return err
+	}
+	return format.DecodeBody(body, v)
 }
 
 func logger(l *slog.Logger) *slog.Logger {

@@ -46,12 +46,13 @@ type knownBlob struct {
 	stored uint32
 	length uint32
 	codec  format.Codec
+	seal   format.Seal
 	own    bool // written by this session
 }
 
 func (k blobKey) ref(b knownBlob) format.Ref {
 	return format.Ref{Hash: k.hash, Pack: b.pack, Offset: b.offset, Stored: b.stored,
-		Length: b.length, Kind: k.kind, Codec: b.codec}
+		Length: b.length, Kind: k.kind, Codec: b.codec, Seal: b.seal}
 }
 
 type reusePack struct {
@@ -151,7 +152,7 @@ func (u *reuse) remember(ref format.Ref) error {
 	}
 	key := blobKey{ref.Hash, ref.Kind}
 	if _, there := u.known[key]; !there {
-		u.known[key] = knownBlob{pack: ref.Pack, offset: ref.Offset, stored: ref.Stored, length: ref.Length, codec: ref.Codec}
+		u.known[key] = knownBlob{pack: ref.Pack, offset: ref.Offset, stored: ref.Stored, length: ref.Length, codec: ref.Codec, seal: ref.Seal}
 	}
 	return nil
 }
@@ -162,7 +163,7 @@ func (u *reuse) add(ref format.Ref) {
 	defer u.mu.Unlock()
 	key := blobKey{ref.Hash, ref.Kind}
 	if _, there := u.known[key]; there || len(u.known) < 2*reuseBlobs {
-		u.known[key] = knownBlob{pack: ref.Pack, offset: ref.Offset, stored: ref.Stored, length: ref.Length, codec: ref.Codec, own: true}
+		u.known[key] = knownBlob{pack: ref.Pack, offset: ref.Offset, stored: ref.Stored, length: ref.Length, codec: ref.Codec, seal: ref.Seal, own: true}
 	}
 }
 

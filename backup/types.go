@@ -69,8 +69,8 @@ type BackupVolume struct {
 	Table       Table `json:"table"`
 }
 
-// Table names the root of a volume's block table. Hash is the SHA-256 of the
-// root node; it stands for the whole table and so for every byte of the volume.
+// Table names the root of a volume's block table. Hash is the name of the root
+// node by its content; it stands for the whole table and so for every byte of the volume.
 type Table struct {
 	Hash   string `json:"hash,omitempty"` // hex; empty when the volume is all zero
 	Pack   string `json:"pack,omitempty"` // hex
@@ -78,6 +78,7 @@ type Table struct {
 	Stored uint32 `json:"stored,omitempty"` // bytes of payload in the pack
 	Length uint32 `json:"length,omitempty"` // bytes of the node
 	Codec  string `json:"codec,omitempty"`  // "raw" or "zstd"
+	Seal   string `json:"seal,omitempty"`   // "aes-256-gcm", or empty
 }
 
 // InitOptions describes a new repository.
@@ -85,7 +86,12 @@ type InitOptions struct {
 	// ChunkSize in bytes, a power of two between 64 KiB and 16 MiB.
 	// Default 1 MiB.
 	ChunkSize int64
-	Logger    *slog.Logger
+	// Secret and Recipients encrypt the repository: whoever has the passphrase of
+	// one, or the identity of one of the age recipients ("age1…"), opens it. The
+	// identities of Secret are not used. Without any nothing is encrypted.
+	Secret     Secret
+	Recipients []string
+	Logger     *slog.Logger
 }
 
 // Reuse says when a chunk that an earlier backup stored is used again.

@@ -29,8 +29,7 @@ func ParseID(s string) (id ID, err error) {
 	return id, nil
 }
 
-// Hash is the SHA-256 of a chunk's or node's plaintext, or what the
-// repository's config names in its place.
+// Hash names a chunk or node by its plaintext, as the repository's config says.
 type Hash [32]byte
 
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
@@ -102,6 +101,55 @@ func ParseCodec(s string) (Codec, error) {
 	return 0, corrupt("codec %.32q is unknown", s)
 }
 
+// Seal tells how a blob's payload was encrypted.
+type Seal uint8
+
+// Seals. What AESGCM makes is package seal's.
+const (
+	Open   Seal = 0
+	AESGCM Seal = 1
+)
+
+// SealOverhead is what AESGCM adds to a payload: nonce and tag.
+const SealOverhead = 12 + 16
+
+// overhead is what a payload has beside what its codec made.
+func (s Seal) overhead() uint32 {
+	if s == AESGCM {
+		return SealOverhead
+	}
+	return 0
+}
+
+func (s Seal) String() string {
+	switch s {
+	case Open:
+		return "none"
+	case AESGCM:
+		return "aes-256-gcm"
+	}
+	return fmt.Sprintf("seal %d", uint8(s))
+}
+
+// ParseSeal is the inverse of String. The empty text is Open, too.
+func ParseSeal(s string) (Seal, error) {
+	switch s {
+	case "", "none":
+		return Open, nil
+	case "aes-256-gcm":
+		return AESGCM, nil
+	}
+	return 0, corrupt("seal %.32q is unknown", s)
+}
+
+// checkSeal refuses the seals of newer programs.
+func checkSeal(s Seal) error {
+	if s != Open && s != AESGCM {
+		return fmt.Errorf("%w: %v is unknown", ErrVersion, s)
+	}
+	return nil
+}
+
 // Bounds that readers hold writers to.
 const (
 	MinChunk = 64 << 10
@@ -127,6 +175,7 @@ type Ref struct {
 	Length uint32 // bytes of plaintext
 	Kind   Kind
 	Codec  Codec
+	Seal   Seal
 }
 
 // IsZero tells whether the Ref stands for zeroes.
@@ -134,6 +183,7 @@ func (r Ref) IsZero() bool { return r.Kind == KindZero }
 
 // check bounds the lengths so that a reader can allocate by them.
 func (r Ref) check(max uint32) error {
+	made := r.Stored - r.Seal.overhead() // by the codec
 	switch {
 	case r.Kind != KindChunk && r.Kind != KindNode:
 		return corrupt("blob kind %d is unknown", r.Kind)
@@ -141,10 +191,12 @@ func (r Ref) check(max uint32) error {
 		return corrupt("%v is unknown", r.Codec)
 	case r.Length == 0 || r.Length > max:
 		return corrupt("length %d is not between 1 and %d", r.Length, max)
-	case r.Codec == Raw && r.Stored != r.Length:
-		return corrupt("raw payload of %d bytes for %d bytes", r.Stored, r.Length)
-	case r.Codec != Raw && (r.Stored == 0 || r.Stored >= r.Length):
-		return corrupt("%v payload of %d bytes for %d bytes", r.Codec, r.Stored, r.Length)
+	case r.Stored < r.Seal.overhead():
+		return corrupt("payload of %d bytes is less than its seal", r.Stored)
+	case r.Codec == Raw && made != r.Length:
+		return corrupt("raw payload of %d bytes for %d bytes", made, r.Length)
+	case r.Codec != Raw && (made == 0 || made >= r.Length):
+		return corrupt("%v payload of %d bytes for %d bytes", r.Codec, made, r.Length)
 	case uint64(r.Offset)+BlobHeaderSize+uint64(r.Stored) > MaxPack:
 		return corrupt("offset %d is outside a pack", r.Offset)
 	}

@@ -130,10 +130,10 @@ func TestNewerPack(t *testing.T) {
 	if _, err := DecodeFooter(f, int64(len(p))); !errors.Is(err, ErrVersion) {
 		t.Errorf("footer: %v", err)
 	}
-	// A sealed blob is one that a newer program encrypted.
+	// One with another seal is one that a newer program encrypted.
 	p, refs := testPack()
 	blob := p[refs[0].Offset:][:BlobHeaderSize+refs[0].Stored]
-	blob[6] = 1
+	blob[6] = 2
 	le.PutUint32(blob[60:], crc(blob[:60], blob[64:]))
 	if _, err := CheckBlob(blob, refs[0]); !errors.Is(err, ErrVersion) {
 		t.Errorf("blob: %v", err)

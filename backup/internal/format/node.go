@@ -22,7 +22,7 @@ import "fmt"
 //	    56      4  bytes of plaintext
 //	    60      1  kind: 0 zeroes, 1 chunk, 2 node
 //	    61      1  codec
-//	    62      1  seal: 0 none
+//	    62      1  seal: 0 none, 1 AES-256-GCM
 //	    63      1  zero
 const (
 	EntrySize = 64
@@ -100,7 +100,7 @@ func AppendEntry(b []byte, r Ref) []byte {
 		le.PutUint32(e[48:], r.Offset)
 		le.PutUint32(e[52:], r.Stored)
 		le.PutUint32(e[56:], r.Length)
-		e[60], e[61] = byte(r.Kind), byte(r.Codec)
+		e[60], e[61], e[62] = byte(r.Kind), byte(r.Codec), byte(r.Seal)
 	}
 	return append(b, e[:]...)
 }
@@ -138,9 +138,9 @@ func (s Shape) decodeEntry(e []byte, level int, offset int64) (r Ref, err error)
 	copy(r.Hash[:], e)
 	copy(r.Pack[:], e[32:])
 	r.Offset, r.Stored, r.Length = le.Uint32(e[48:]), le.Uint32(e[52:]), le.Uint32(e[56:])
-	r.Kind, r.Codec = Kind(e[60]), Codec(e[61])
-	if e[62] != 0 {
-		return r, fmt.Errorf("%w: blob seal %d is unknown", ErrVersion, e[62])
+	r.Kind, r.Codec, r.Seal = Kind(e[60]), Codec(e[61]), Seal(e[62])
+	if err := checkSeal(r.Seal); err != nil {
+		return r, err
 	}
 	return r, s.CheckEntry(r, level, offset)
 }

@@ -30,7 +30,7 @@ import (
 //	     0      4  "BLOB"
 //	     4      1  kind: 1 chunk, 2 node
 //	     5      1  codec: 0 raw, 1 zstd
-//	     6      1  seal: 0 none
+//	     6      1  seal: 0 none, 1 AES-256-GCM
 //	     7      1  zero
 //	     8      4  bytes of payload
 //	    12      4  bytes of plaintext
@@ -134,16 +134,23 @@ func checkVersion(what string, v uint16) error {
 }
 
 // PutBlobHeader writes the header of a blob with this payload to p, which has
-// BlobHeaderSize bytes. Of r it uses Kind, Codec, Length and Hash.
+// BlobHeaderSize bytes. Of r it uses Kind, Codec, Seal, Length and Hash.
 func PutBlobHeader(p []byte, r Ref, payload []byte) {
 	p = p[:BlobHeaderSize]
-	clear(p)
+	copy(p, r.Bound(len(payload)))
+	le.PutUint32(p[60:], crc(p[:60], payload))
+}
+
+// Bound is the header of a blob with so many bytes of payload, without the CRC at
+// its end: what is authenticated with the payload where that is encrypted.
+func (r Ref) Bound(stored int) []byte {
+	p := make([]byte, BlobHeaderSize-4)
 	copy(p, blobMagic)
-	p[4], p[5] = byte(r.Kind), byte(r.Codec)
-	le.PutUint32(p[8:], uint32(len(payload)))
+	p[4], p[5], p[6] = byte(r.Kind), byte(r.Codec), byte(r.Seal)
+	le.PutUint32(p[8:], uint32(stored))
 	le.PutUint32(p[12:], r.Length)
 	copy(p[16:], r.Hash[:])
-	le.PutUint32(p[60:], crc(p[:60], payload))
+	return p
 }
 
 // DecodeBlobHeader decodes a blob header. The CRC is not checked: it needs the
@@ -155,10 +162,10 @@ func DecodeBlobHeader(p []byte) (r Ref, err error) {
 	if string(p[:4]) != blobMagic {
 		return r, corrupt("no blob begins here")
 	}
-	if p[6] != 0 {
-		return r, fmt.Errorf("%w: blob seal %d is unknown", ErrVersion, p[6])
+	r.Kind, r.Codec, r.Seal = Kind(p[4]), Codec(p[5]), Seal(p[6])
+	if err := checkSeal(r.Seal); err != nil {
+		return r, err
 	}
-	r.Kind, r.Codec = Kind(p[4]), Codec(p[5])
 	r.Stored, r.Length = le.Uint32(p[8:]), le.Uint32(p[12:])
 	copy(r.Hash[:], p[16:])
 	return r, r.check(MaxChunk)
@@ -200,7 +207,7 @@ func AppendDirectory(b []byte, id ID, end uint32, refs []Ref) []byte {
 		le.PutUint32(e[32:], r.Offset)
 		le.PutUint32(e[36:], r.Stored)
 		le.PutUint32(e[40:], r.Length)
-		e[44], e[45] = byte(r.Kind), byte(r.Codec)
+		e[44], e[45], e[46] = byte(r.Kind), byte(r.Codec), byte(r.Seal)
 		b = append(b, e[:]...)
 	}
 	dir := b[start:]
@@ -289,9 +296,9 @@ func (d *Directory) entry(e []byte) (r Ref, err error) {
 	copy(r.Hash[:], e)
 	r.Pack = d.f.Pack
 	r.Offset, r.Stored, r.Length = le.Uint32(e[32:]), le.Uint32(e[36:]), le.Uint32(e[40:])
-	r.Kind, r.Codec = Kind(e[44]), Codec(e[45])
-	if e[46] != 0 {
-		return r, fmt.Errorf("%w: blob seal %d is unknown", ErrVersion, e[46])
+	r.Kind, r.Codec, r.Seal = Kind(e[44]), Codec(e[45]), Seal(e[46])
+	if err := checkSeal(r.Seal); err != nil {
+		return r, err
 	}
 	if err := r.check(MaxChunk); err != nil {
 		return r, err

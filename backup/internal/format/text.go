@@ -12,7 +12,7 @@ import (
 //
 //	offset  bytes  field
 //	     0      9  "swapback-"
-//	     9     12  kind, padded with spaces: config, backup, lease, pending
+//	     9     12  kind, padded with spaces: config, backup, lease, pending, key
 //	    21      5  " v" and the version, three digits
 //	    26     20  " length " and the body's bytes, twelve digits
 //	    46     16  " crc32c " and eight hex digits
@@ -35,6 +35,7 @@ const (
 	TextBackup  = "backup"
 	TextLease   = "lease"
 	TextPending = "pending"
+	TextKey     = "key"
 )
 
 // TextVersion is what this program writes and the newest it reads.
@@ -94,6 +95,11 @@ func DecodeText(object []byte, kind string, v any) error {
 	if version > TextVersion {
 		return fmt.Errorf("%w: %s version %d, this program reads up to %d", ErrVersion, kind, version, TextVersion)
 	}
+	return DecodeBody(body, v)
+}
+
+// DecodeBody decodes the body of a text object into v.
+func DecodeBody(body []byte, v any) error {
 	if hasLongNumber(body) {
 		return corrupt("its body has a number of more than %d digits", maxDigits)
 	}

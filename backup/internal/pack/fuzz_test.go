@@ -21,13 +21,13 @@ func FuzzPack(f *testing.F) {
 	f.Add(format.AppendDirectory(format.AppendPackHeader(nil, format.PackHeader{Kind: format.KindNode}), format.ID{}, format.PackHeaderSize, nil))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		readPack(t, p)
-		readPack(t, seal(p))
+		readPack(t, resealed(p))
 	})
 }
 
-// seal makes the checksums of a pack right, of its first blob too, and the places
+// resealed makes the checksums of a pack right, of its first blob too, and the places
 // that its footer names: they would keep the fuzzer out.
-func seal(p []byte) []byte {
+func resealed(p []byte) []byte {
 	le, table := binary.LittleEndian, crc32.MakeTable(crc32.Castagnoli)
 	crc := func(parts ...[]byte) uint32 { return crc32.Checksum(slices.Concat(parts...), table) }
 	p = bytes.Clone(p)

@@ -43,7 +43,7 @@ func fill(t testing.TB, m *storetest.Mem, n int) ([]format.Ref, *Writer) {
 
 func reader(t *testing.T, m *storetest.Mem) *Reader {
 	t.Helper()
-	r, err := NewReader(m, hash, format.MinChunk)
+	r, err := NewReader(m, hash, nil, format.MinChunk)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/swapback/swapback/backup/internal/codec"
 	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/seal"
 	"github.com/swapback/swapback/backup/internal/store"
 )
 
@@ -20,18 +21,20 @@ type Hash func(p []byte) format.Hash
 type Reader struct {
 	store store.Store
 	hash  Hash
+	seal  *seal.Sealer // nil where nothing is encrypted
 	dec   *codec.Decompressor
 	buf   []byte
 	bytes int64
 }
 
-// NewReader returns a Reader for plaintexts of up to size bytes.
-func NewReader(st store.Store, hash Hash, size int) (*Reader, error) {
+// NewReader returns a Reader for plaintexts of up to size bytes. With a Sealer it
+// takes sealed blobs and no others, without one the reverse.
+func NewReader(st store.Store, hash Hash, sealer *seal.Sealer, size int) (*Reader, error) {
 	dec, err := codec.NewDecompressor(size)
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{store: st, hash: hash, dec: dec}, nil
+	return &Reader{store: st, hash: hash, seal: sealer, dec: dec}, nil
 }
 
 // Close frees the Reader.
@@ -107,6 +110,14 @@ func (r *Reader) decode(blob []byte, ref format.Ref, dst []byte) error {
 	payload, err := format.CheckBlob(blob, ref)
 	if err != nil {
 		return err
+	}
+	if (ref.Seal != format.Open) != (r.seal != nil) {
+		return fmt.Errorf("%w: seal %v of the blob at offset %d is not the repository's", format.ErrCorrupt, ref.Seal, ref.Offset)
+	}
+	if r.seal != nil {
+		if payload, err = r.seal.Open(ref, payload); err != nil {
+			return fmt.Errorf("blob at offset %d: %w", ref.Offset, err)
+		}
 	}
 	if err := r.dec.Decompress(dst, payload, ref.Codec); err != nil {
 		return err

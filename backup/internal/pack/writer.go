@@ -78,7 +78,7 @@ func NewWriter(st store.Store, o WriterOptions) *Writer {
 }
 
 // Add appends a blob and returns ref with its place filled in. Of ref it uses
-// Codec, Length and Hash. The payload is not kept.
+// Codec, Seal, Length and Hash. The payload is not kept.
 func (w *Writer) Add(ctx context.Context, ref format.Ref, payload []byte) (format.Ref, error) {
 	if w.w == nil {
 		if err := w.begin(ctx); err != nil {

@@ -104,7 +104,7 @@ func (f *Folder) Foreign(ctx context.Context) ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		switch e.Name() {
-		case "lost+found", tmpDir, "locks":
+		case "lost+found", tmpDir, "locks", "keys":
 		default:
 			names = append(names, e.Name())
 		}
