@@ -36,6 +36,7 @@ type app struct {
 	verbose bool
 	socket  string
 	repo    string
+	given   backup.Secret // by flags
 }
 
 // run executes one command line and returns the exit code.
@@ -75,7 +76,7 @@ func (a *app) repository(ctx context.Context) (*backup.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	return backup.Open(ctx, location)
+	return backup.Open(ctx, location, a.secret())
 }
 
 func (a *app) repoLocation() (string, error) {

@@ -34,6 +34,7 @@ const (
 	codeDamaged      = "damaged"      // a backup cannot be read back whole
 	codeInterrupted  = "interrupted"
 	codeProblems     = "problems" // a check found something
+	codeSecret       = "secret"   // the repository does not open with what was given
 )
 
 // cliError is an error with everything that the exit code and --json need.
@@ -178,6 +179,9 @@ func ofBackup(err error) (string, int) {
 		{backup.ErrNoSpace, api.CodeNoSpace, exitFailed},
 		{backup.ErrUnsupported, api.CodeUnsupported, exitFailed},
 		{backup.ErrVersion, api.CodeUnsupported, exitFailed},
+		{backup.ErrSecret, codeSecret, exitFailed},
+		{backup.ErrLocked, codeSecret, exitFailed},
+		{backup.ErrNotEncrypted, codeSecret, exitFailed},
 	} {
 		if errors.Is(err, k.is) {
 			return k.code, k.exit

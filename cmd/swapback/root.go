@@ -40,6 +40,9 @@ and end with one whose "type" is "result". Errors are JSON on stderr.`,
 	f.BoolVar(&a.verbose, "verbose", false, "log what is being done to stderr")
 	f.StringVar(&a.socket, "socket", "", "unix socket of swapbackd (default $"+api.SocketEnv+" or "+api.DefaultSocket+")")
 	f.StringVar(&a.repo, "repo", "", "repository of backups (default $"+RepoEnv+")")
+	f.StringVar(&a.given.PassphraseFile, "passphrase-file", "", "file whose first line opens the repository (default $"+PassphraseFileEnv+")")
+	f.StringVar(&a.given.PassphraseCommand, "passphrase-command", "", "shell command whose first line of output opens the repository (default $"+PassphraseCommandEnv+")")
+	f.StringArrayVar(&a.given.IdentityFiles, "identity", nil, "age identity file that opens the repository; repeatable (default $"+IdentityEnv+")")
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%s: %v", cmd.CommandPath(), err).withRemedy("usage: " + cmd.UseLine())

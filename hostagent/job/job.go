@@ -17,10 +17,15 @@ var Example string
 
 // Job is a sequence of steps on some volumes.
 type Job struct {
-	Name       string   `json:"name"`
-	Repository string   `json:"repository"` // where save points go
-	Volumes    []Volume `json:"volumes"`
-	Steps      []Step   `json:"steps"`
+	Name       string `json:"name"`
+	Repository string `json:"repository"` // where save points go
+	// What opens the repository where it is encrypted: a file whose first line is
+	// the passphrase, a shell command that prints it, or age identities.
+	PassphraseFile    string   `json:"passphrase_file,omitempty"`
+	PassphraseCommand string   `json:"passphrase_command,omitempty"`
+	IdentityFiles     []string `json:"identity_files,omitempty"`
+	Volumes           []Volume `json:"volumes"`
+	Steps             []Step   `json:"steps"`
 	// OnFailure is what happens when a step has failed for good.
 	OnFailure OnFailure `json:"on_failure"`
 	// KeepBackups is how many save points of this job stay in the repository

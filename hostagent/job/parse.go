@@ -180,8 +180,19 @@ func (r *reader) job(a at, j *Job) {
 	r.mapping(a, []string{"name", "repository", "volumes", "steps"}, map[string]func(at){
 		"name":       func(a at) { j.Name = r.name(a) },
 		"repository": func(a at) { j.Repository = r.repository(a) },
-		"volumes":    func(a at) { volumes = a; j.Volumes = r.volumes(a) },
-		"steps":      func(a at) { steps = a; j.Steps, saves = r.steps(a) },
+		"passphrase_file": func(a at) {
+			if j.PassphraseFile = r.path(a); j.PassphraseCommand != "" {
+				r.wrong(a, "there is a passphrase_command already")
+			}
+		},
+		"passphrase_command": func(a at) {
+			if j.PassphraseCommand, _ = r.text(a); j.PassphraseFile != "" {
+				r.wrong(a, "there is a passphrase_file already")
+			}
+		},
+		"identity_files": func(a at) { j.IdentityFiles = r.paths(a) },
+		"volumes":        func(a at) { volumes = a; j.Volumes = r.volumes(a) },
+		"steps":          func(a at) { steps = a; j.Steps, saves = r.steps(a) },
 		"on_failure": func(a at) {
 			s, ok := r.text(a)
 			j.OnFailure = OnFailure(s)
@@ -354,6 +365,16 @@ func (r *reader) path(a at) string {
 		return ""
 	}
 	return filepath.Clean(s)
+}
+
+func (r *reader) paths(a at) []string {
+	var list []string
+	r.items(a, func(_ int, item at) {
+		if s := r.path(item); s != "" {
+			list = append(list, s)
+		}
+	})
+	return list
 }
 
 func (r *reader) repository(a at) string {

@@ -85,7 +85,7 @@ func TestExample(t *testing.T) {
 	}
 	// The example claims to show every key.
 	for _, key := range []string{
-		"name", "repository", "volumes", "steps", "on_failure", "keep_backups", "logs", "mount", "fstype",
+		"name", "repository", "passphrase_file", "passphrase_command", "identity_files", "volumes", "steps", "on_failure", "keep_backups", "logs", "mount", "fstype",
 		"options", "spare", "run", "user", "env", "workdir", "timeout", "save_point", "retries", "recover",
 	} {
 		if !strings.Contains(Example, key+":") {

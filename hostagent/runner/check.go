@@ -180,7 +180,8 @@ func (p *prepared) mountPoint(v *volume) {
 }
 
 func (p *prepared) repository(ctx context.Context, o Options) error {
-	repo, err := backup.Open(ctx, o.Job.Repository)
+	repo, err := backup.Open(ctx, o.Job.Repository, backup.Secret{
+		PassphraseFile: o.Job.PassphraseFile, PassphraseCommand: o.Job.PassphraseCommand, IdentityFiles: o.Job.IdentityFiles})
 	if err != nil {
 		if ctx.Err() != nil {
 			return err

@@ -164,7 +164,7 @@ func (w *world) quarantined() []string {
 
 func (w *world) backups() []backup.Backup {
 	w.t.Helper()
-	repo, err := backup.Open(w.t.Context(), w.repo())
+	repo, err := backup.Open(w.t.Context(), w.repo(), backup.Secret{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
