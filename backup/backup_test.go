@@ -118,13 +118,13 @@ func TestReuse(t *testing.T) {
 	want := images{b1.ID: {"db": first}, b2.ID: {"db": first}, b3.ID: {"db": second}, b4.ID: {"other": second}, b5.ID: {"db": second}}
 	fullCheck(t, m, want)
 	for _, id := range []string{b1.ID, b3.ID, b5.ID, b2.ID} {
-		if _, err := r.Delete(t.Context(), id); err != nil {
+		if _, _, err := r.Delete(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 		delete(want, id)
 		fullCheck(t, m, want)
 	}
-	if _, err := r.Delete(t.Context(), b4.ID); err != nil {
+	if _, _, err := r.Delete(t.Context(), b4.ID); err != nil {
 		t.Fatal(err)
 	}
 	if left := m.Names(""); len(left) != 2 { // config and key
@@ -279,7 +279,7 @@ func TestNames(t *testing.T) {
 	for _, id := range []string{"", "x", "2027", "../config", all[0].ID + "0"} {
 		_, err = r.Get(t.Context(), id)
 		wantErr(t, id, err, ErrNotFound, "backup list")
-		_, err = r.Delete(t.Context(), id)
+		_, _, err = r.Delete(t.Context(), id)
 		wantErr(t, "delete "+id, err, ErrNotFound, "backup list")
 	}
 	b, err = r.Latest(t.Context(), "uuid-b")
@@ -436,7 +436,7 @@ func TestPermission(t *testing.T) {
 	}
 	_, err := r.Create(t.Context(), []Source{source(t, "a", content)}, CreateOptions{})
 	wantErr(t, "create", err, ErrPermission, "writable")
-	_, err = r.Delete(t.Context(), b.ID)
+	_, _, err = r.Delete(t.Context(), b.ID)
 	wantErr(t, "delete", err, ErrPermission, "")
 	// A repository that is mounted read-only can be restored from.
 	target := dirty(t, len(content))

@@ -95,7 +95,7 @@ func runChild() {
 	if what == "create" {
 		_, err = r.Create(context.Background(), []Source{{Path: os.Getenv(imageEnv), Volume: VolumeRef{Name: "a"}}}, CreateOptions{})
 	} else {
-		_, err = r.Delete(context.Background(), id)
+		_, _, err = r.Delete(context.Background(), id)
 	}
 	fail(err)
 	fmt.Println(k.ops.Load())

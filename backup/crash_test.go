@@ -116,14 +116,14 @@ func TestCrashDuringDelete(t *testing.T) {
 	b1 := create(t, r, CreateOptions{}, source(t, "a", first))
 	b2 := create(t, r, CreateOptions{}, source(t, "a", second))
 	clean := m.Clone()
-	if _, err := view(t, clean, 5).Delete(t.Context(), b1.ID); err != nil {
+	if _, _, err := view(t, clean, 5).Delete(t.Context(), b1.ID); err != nil {
 		t.Fatal(err)
 	}
 	// A crashed backup's packs and a note are there too.
 	m.SetObject("packs/00/00000000000000000000000000000000", []byte("rubbish"))
 	m.SetObject("leases/dead", []byte("x"))
 	everyCrash(t, m, func(r *Repository) error {
-		_, err := r.Delete(context.Background(), b1.ID)
+		_, _, err := r.Delete(context.Background(), b1.ID)
 		return err
 	}, func(left *storetest.Mem, err error) {
 		r := view(t, left, 11)
@@ -131,7 +131,7 @@ func TestCrashDuringDelete(t *testing.T) {
 		if _, gerr := r.Get(t.Context(), b1.ID); gerr == nil {
 			want[b1.ID] = map[string][]byte{"a": first}
 			fullCheck(t, left, want)
-			if _, derr := r.Delete(t.Context(), b1.ID); derr != nil {
+			if _, _, derr := r.Delete(t.Context(), b1.ID); derr != nil {
 				t.Fatal(derr)
 			}
 			delete(want, b1.ID)
@@ -163,7 +163,7 @@ func TestDeleteWhileWriting(t *testing.T) {
 				if kind, dir, _ := strings.Cut(stage, " "); op.Kind == kind && strings.HasPrefix(op.Name, dir) {
 					once.Do(func() {
 						var err error
-						if rep, err = other.Delete(context.Background(), b1.ID); err != nil {
+						if _, rep, err = other.Delete(context.Background(), b1.ID); err != nil {
 							t.Error(err)
 						}
 						// A second look frees nothing either.
@@ -191,7 +191,7 @@ func TestDeleteWhileWriting(t *testing.T) {
 				t.Fatal(err)
 			}
 			fullCheck(t, m.Open(), want)
-			if _, err := other.Delete(t.Context(), b2.ID); err != nil {
+			if _, _, err := other.Delete(t.Context(), b2.ID); err != nil {
 				t.Fatal(err)
 			}
 			if left := m.Names(""); len(left) != 2 { // config and key
@@ -211,7 +211,7 @@ func TestGarbageDoesNotWaitForever(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rep, err := r.Delete(t.Context(), b1.ID)
+	_, rep, err := r.Delete(t.Context(), b1.ID)
 	if err != nil || rep.Packs != 0 || rep.Waiting == 0 {
 		t.Fatalf("delete: %+v, %v", rep, err)
 	}
@@ -274,7 +274,7 @@ func TestDeletionVoidsEarlierNotes(t *testing.T) {
 		disk.After = func(op storetest.Op) error {
 			if op.Kind == "read" && strings.HasPrefix(op.Name, "packs/") {
 				once.Do(func() {
-					if _, err := r.Delete(context.Background(), id); err != nil {
+					if _, _, err := r.Delete(context.Background(), id); err != nil {
 						t.Error(err)
 					}
 					meanwhile()
@@ -349,7 +349,7 @@ func TestConcurrently(t *testing.T) {
 					mu.Lock()
 					delete(want, mine[k])
 					mu.Unlock()
-					if _, err := r.Delete(context.Background(), mine[k]); err != nil {
+					if _, _, err := r.Delete(context.Background(), mine[k]); err != nil {
 						t.Error(err)
 					}
 					mine = append(mine[:k], mine[k+1:]...)

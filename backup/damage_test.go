@@ -175,12 +175,12 @@ func TestDamagedManifest(t *testing.T) {
 	_, err = r.Prune(t.Context())
 	wantErr(t, "prune", err, ErrDamaged, "no pack is removed")
 	packs := len(packNames(m))
-	_, err = r.Delete(t.Context(), b1.ID)
+	_, _, err = r.Delete(t.Context(), b1.ID)
 	wantErr(t, "delete another", err, ErrDamaged, "is deleted; free its space")
 	if n := len(packNames(m)); n != packs {
 		t.Errorf("%d packs of %d are left", n, packs)
 	}
-	if prep, err := r.Delete(t.Context(), b2.ID); err != nil || prep.Packs == 0 {
+	if _, prep, err := r.Delete(t.Context(), b2.ID); err != nil || prep.Packs == 0 {
 		t.Errorf("delete the damaged: %+v, %v", prep, err)
 	}
 	fullCheck(t, m, images{b3.ID: {"a": two}})

@@ -43,42 +43,64 @@ type pending struct {
 	Leases noted `json:"leases"`
 }
 
-// Delete removes a backup and the packs that nothing else needs. Packs that a
-// running operation may need are left for the next Delete or Prune. A damaged
-// backup can be deleted as well.
+// Delete removes backups and the packs that nothing else needs, and returns the
+// IDs of those that are gone, also with an error. An ID may be shortened, or be
+// "latest". Packs that a running operation may need are left for the next Delete or
+// Prune. A damaged backup can be deleted as well.
 //
-// When the backup is deleted but another one's table can't be read, no pack is
+// When the backups are deleted but another one's table can't be read, no pack is
 // removed and the error says so.
-func (r *Repository) Delete(ctx context.Context, id string) (rep PruneReport, err error) {
-	op := fmt.Sprintf("delete backup %q from %s", id, r.Location())
-	var full string
-	if id == "latest" {
-		b, err := r.Get(ctx, id)
-		if err != nil {
-			return rep, err
+func (r *Repository) Delete(ctx context.Context, ids ...string) (deleted []string, rep PruneReport, err error) {
+	op := fmt.Sprintf("delete %s from %s", quoted(ids), r.Location())
+	var full []string
+	for _, id := range ids {
+		var one string
+		if id == "latest" {
+			b, err := r.Get(ctx, id)
+			if err != nil {
+				return nil, rep, err
+			}
+			one = b.ID
+		} else if one, err = r.resolve(ctx, op, id); err != nil {
+			return nil, rep, err
 		}
-		full = b.ID
-	} else if full, err = r.resolve(ctx, op, id); err != nil {
-		return rep, err
+		if !slices.Contains(full, one) {
+			full = append(full, one)
+		}
 	}
 	unlock, err := r.store.Lock(ctx, gcLock)
 	if err != nil {
-		return rep, wrap(op, err)
+		return nil, rep, wrap(op, err)
 	}
 	defer unlock()
 	// What waits from earlier may go now; after this the note is not valid.
 	// Failing here, on a damaged backup for instance, must not keep anybody
 	// from deleting that very backup.
 	if err := r.sweepPending(ctx, &rep); err != nil && !unreadable(err) {
-		return rep, wrap(op, err)
+		return nil, rep, wrap(op, err)
 	}
-	if err := r.removeManifestLocked(ctx, backupDir+"/"+full); err != nil {
-		return rep, wrap(op, err)
+	for _, id := range full {
+		if err := r.removeManifestLocked(ctx, backupDir+"/"+id); err != nil {
+			return deleted, rep, wrap(op, err)
+		}
+		deleted = append(deleted, id)
 	}
 	if err := r.sweep(ctx, &rep); err != nil {
-		return rep, r.kept("backup "+full+" is deleted; free its space", err)
+		what := "backup " + some(deleted) + " is deleted; free its space"
+		if len(deleted) > 1 {
+			what = "backups " + some(deleted) + " are deleted; free their space"
+		}
+		return deleted, rep, r.kept(what, err)
 	}
-	return rep, nil
+	return deleted, rep, nil
+}
+
+func quoted(ids []string) string {
+	texts := make([]string, len(ids))
+	for i, id := range ids {
+		texts[i] = fmt.Sprintf("%q", id)
+	}
+	return "backup " + some(texts)
 }
 
 // removeManifest removes a manifest and no pack.

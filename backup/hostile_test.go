@@ -231,7 +231,7 @@ func (h *hostile) use(ctx context.Context) string {
 	say("create", err)
 	_, err = r.Prune(ctx)
 	say("prune", err)
-	_, err = r.Delete(ctx, h.b.ID)
+	_, _, err = r.Delete(ctx, h.b.ID)
 	say("delete", err)
 	return strings.Join(said, "\n")
 }

@@ -20,13 +20,9 @@ func Forget(ctx context.Context, repo *backup.Repository, job, tag string, keep 
 			own = append(own, b.ID)
 		}
 	}
-	var deleted []string
-	for len(own) > keep {
-		if _, err := repo.Delete(ctx, own[0]); err != nil {
-			return deleted, err
-		}
-		deleted = append(deleted, own[0])
-		own = own[1:]
+	if len(own) <= keep {
+		return nil, nil
 	}
-	return deleted, nil
+	deleted, _, err := repo.Delete(ctx, own[:len(own)-keep]...)
+	return deleted, err
 }

@@ -23,7 +23,7 @@ func newBackup(a *app) *cobra.Command {
 of it, or "latest".`,
 		Example: `  swapback backup create db log --repo /backups
   swapback backup list --repo /backups`,
-	}, newBackupCreate(a), newBackupList(a), newBackupShow(a), newBackupRestore(a), newBackupVerify(a), newBackupDelete(a))
+	}, newBackupCreate(a), newBackupList(a), newBackupShow(a), newBackupRestore(a), newBackupVerify(a), newBackupDelete(a), newBackupForget(a))
 }
 
 type backupCreateOptions struct {
@@ -314,20 +314,14 @@ func runBackupDelete(ctx context.Context, a *app, o backupDeleteOptions, ids []s
 	if err := a.confirm("delete", loss, o.yes); err != nil {
 		return err
 	}
-	result := deletedBackups{Deleted: []string{}}
-	for _, id := range full {
-		report, err := repo.Delete(ctx, id)
-		if err != nil {
-			if len(result.Deleted) > 0 {
-				return fmt.Errorf("deleted %s, then: %w", strings.Join(result.Deleted, ", "), err)
-			}
-			return err
+	deleted, report, err := repo.Delete(ctx, full...)
+	if err != nil {
+		if len(deleted) > 0 {
+			return fmt.Errorf("deleted %s, then: %w", strings.Join(deleted, ", "), err)
 		}
-		result.Deleted = append(result.Deleted, id)
-		result.Packs += report.Packs
-		result.Bytes += report.Bytes
-		result.Waiting, result.Leases = report.Waiting, report.Leases
+		return err
 	}
+	result := deletedBackups{deleted, report}
 	return a.print(result, func(w io.Writer) {
 		fmt.Fprintf(w, "%s deleted, %s\n", plural(len(result.Deleted), "backup"), pruneText(result.PruneReport))
 	})
