@@ -192,7 +192,7 @@ func (f *fakeService) SetDescendsFrom(ctx context.Context, name string, req api.
 
 func (f *fakeService) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) (api.Snapshot, func(context.Context) error, error) {
 	f.created = append(f.created, req)
-	snap := api.Snapshot{Time: instant}
+	snap := api.Snapshot{Time: instant.Add(time.Duration(len(f.created)) * time.Hour)}
 	for _, name := range req.Volumes {
 		v, err := f.Volume(ctx, name)
 		if err != nil {
