@@ -293,6 +293,9 @@ func (c *creation) commit(ctx context.Context, b *Backup) error {
 	if _, err := c.r.store.Size(ctx, c.session.name); err != nil {
 		return fmt.Errorf("somebody removed this backup's lease, and maybe its packs: %w", err)
 	}
+	if err := c.session.hold.Err(); err != nil {
+		return fmt.Errorf("this backup's lease is lost, and maybe its packs: %w", err)
+	}
 	// Eight random digits may be taken, though hardly twice.
 	for range 4 {
 		b.ID = makeID(b.Created, c.r.newID())

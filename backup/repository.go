@@ -33,17 +33,13 @@ type Repository struct {
 	packSize int64
 }
 
-// Init makes a repository at location, a path or file:// URL. The folder may be
-// there already when it is empty; a repository is never overwritten.
+// Init makes a repository at location: a path, a file:// URL or an s3:// URL, see
+// docs/operations.md. The folder may be there already when it is empty; a repository is never overwritten.
 func Init(ctx context.Context, location string, o InitOptions) (*Repository, error) {
 	op := "initialise repository " + location
-	path, err := folderPath(op, location)
+	st, err := store.Make(location)
 	if err != nil {
-		return nil, err
-	}
-	st, err := store.MakeFolder(path)
-	if err != nil {
-		return nil, wrap(op, err)
+		return nil, wrapLocation(op, err)
 	}
 	r, err := initStore(ctx, st, o)
 	if err != nil {
@@ -53,21 +49,17 @@ func Init(ctx context.Context, location string, o InitOptions) (*Repository, err
 	return r, nil
 }
 
-// Open opens the repository at location, a path or file:// URL, with the secret
+// Open opens the repository at location, as [Init] names it, with the secret
 // that it is encrypted by. A secret for a repository that is not encrypted is an
 // error: it may be another one than was meant.
 func Open(ctx context.Context, location string, secret Secret) (*Repository, error) {
 	op := "open repository " + location
-	path, err := folderPath(op, location)
-	if err != nil {
-		return nil, err
-	}
-	st, err := store.OpenFolder(path)
+	st, err := store.Open(location)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, notRepository(op, location, err)
 	}
 	if err != nil {
-		return nil, wrap(op, err)
+		return nil, wrapLocation(op, err)
 	}
 	r, err := openStore(ctx, st, secret)
 	if err != nil {
@@ -77,13 +69,12 @@ func Open(ctx context.Context, location string, secret Secret) (*Repository, err
 	return r, nil
 }
 
-func folderPath(op, location string) (string, error) {
-	path, err := store.FolderPath(location)
-	if err != nil {
-		return "", &Error{Kind: ErrUnsupported, Op: op, Err: err,
-			Remedy: "name a folder, as a path or as file:///path"}
+func wrapLocation(op string, err error) error {
+	if errors.Is(err, store.ErrScheme) {
+		return &Error{Kind: ErrUnsupported, Op: op, Err: err,
+			Remedy: "name a folder, as a path or as file:///path, or s3://bucket/prefix"}
 	}
-	return path, nil
+	return wrap(op, err)
 }
 
 func notRepository(op, location string, err error) error {

@@ -84,6 +84,9 @@ func (h *folderHold) Release() error {
 	return nil
 }
 
+// Err is nil: nobody sees the lock gone while the process lives.
+func (h *folderHold) Err() error { return nil }
+
 // Held tries to lock the file, shared with others who look at the same time.
 func (f *Folder) Held(ctx context.Context, name string) (bool, error) {
 	if err := checkName("look at", name); err != nil {

@@ -1,8 +1,8 @@
 // Package store keeps the objects of a repository: named, immutable runs of
 // bytes. It knows nothing of what is in them.
 //
-// An object appears whole and durable, or not at all. There is one
-// implementation, [Folder]; package storetest holds the suite that every
+// An object appears whole and durable, or not at all. There are two
+// implementations, [Folder] and [S3]; package storetest holds the suite that every
 // implementation passes.
 package store
 
@@ -43,7 +43,7 @@ const (
 // Store keeps objects. Names are slash-separated, as ValidName checks. Methods
 // may be called concurrently and by several processes on the same location.
 // Whatever was committed or deleted is seen by every later call of everybody.
-// No method retries.
+// Errors are final: what is worth trying again, a store has tried again.
 type Store interface {
 	// Location is what a person calls the store.
 	Location() string
@@ -107,6 +107,9 @@ type Writer interface {
 type Hold interface {
 	// Release removes the object. It may be called more than once.
 	Release() error
+	// Err tells whether others may by now take the object for abandoned. Once it
+	// has said so it does not take it back.
+	Err() error
 }
 
 // ValidName tells whether a name can be an object's: parts of letters, digits,
@@ -135,6 +138,34 @@ func checkName(op, name string) error {
 	}
 	return nil
 }
+
+// Open opens the store at a location: a path, file:///PATH, or what [ParseS3]
+// reads. Other schemes give ErrScheme. A folder that is not there is ErrNotExist;
+// a bucket is only asked for later.
+func Open(location string) (Store, error) {
+	if isS3(location) {
+		return OpenS3(location, S3Options{})
+	}
+	path, err := FolderPath(location)
+	if err != nil {
+		return nil, err
+	}
+	return OpenFolder(path)
+}
+
+// Make is Open for a store that need not be there. A bucket must be.
+func Make(location string) (Store, error) {
+	if isS3(location) {
+		return OpenS3(location, S3Options{})
+	}
+	path, err := FolderPath(location)
+	if err != nil {
+		return nil, err
+	}
+	return MakeFolder(path)
+}
+
+func isS3(location string) bool { return strings.HasPrefix(location, "s3:") }
 
 // FolderPath returns the folder that a location names: a path, or a file:// URL
 // without a host. Other schemes give ErrScheme.

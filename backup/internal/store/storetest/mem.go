@@ -291,6 +291,8 @@ type memHold struct {
 	done bool
 }
 
+func (h *memHold) Err() error { return nil }
+
 func (h *memHold) Release() error {
 	if h.done {
 		return nil
