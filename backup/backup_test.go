@@ -172,7 +172,7 @@ func TestInitAndOpenRefusals(t *testing.T) {
 	_, err = Open(t.Context(), full, Secret{})
 	wantErr(t, "open a full folder", err, ErrNotRepository, "")
 
-	for _, location := range []string{"s3://bucket/x", "ftp://x", "", "file://host/x"} {
+	for _, location := range []string{"s3://", "ftp://x", "", "file://host/x"} {
 		_, err := Open(t.Context(), location, Secret{})
 		wantErr(t, location, err, ErrUnsupported, "name a folder")
 	}
