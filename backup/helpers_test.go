@@ -197,6 +197,12 @@ func fullCheck(t testing.TB, st store.Store, want images) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkAll(t, r, want)
+}
+
+// checkAll is fullCheck for a repository that is open.
+func checkAll(t testing.TB, r *Repository, want images) {
+	t.Helper()
 	list, err := r.List(context.Background())
 	if err != nil {
 		t.Fatal(err)

@@ -194,39 +194,47 @@ func TestForgeries(t *testing.T) {
 	wantErr(t, "another config", err, ErrDamaged, "not the one that this key was made for")
 }
 
-// A repository that the first version made, with SHA-256 for names, is read, and
-// backed up to.
-func TestFirstVersion(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "repo")
-	if err := os.CopyFS(dir, os.DirFS("testdata/v1")); err != nil {
-		t.Fatal(err)
-	}
-	r, err := Open(t.Context(), dir, Secret{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
+// Repositories that earlier versions made are read and backed up to: v1, which
+// names by SHA-256, and v2, which is encrypted. They are never made anew.
+func TestEarlierVersions(t *testing.T) {
 	want := make([]byte, 5*testChunk+4096)
 	for i := range 2 {
 		copy(want[i*2*testChunk:], bytes.Repeat(fmt.Appendf(nil, "first version, part %d\n", i), testChunk/22))
 	}
 	copy(want[5*testChunk:], "the end")
-	b, err := r.Get(t.Context(), "latest")
-	if err != nil || b.Comment != "made by the first version" {
-		t.Fatalf("backup is %+v, %v", b, err)
-	}
-	target := dirty(t, len(want))
-	restore(t, r, RestoreOptions{Backup: b.ID, Target: target, VerifyAfter: true})
-	wantContent(t, "restored", target, want)
+	for version, secret := range map[string]Secret{
+		"v1": {},
+		"v2": {PassphraseFile: secretFile(t, "a passphrase for a golden\n")},
+	} {
+		t.Run(version, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "repo")
+			if err := os.CopyFS(dir, os.DirFS(filepath.Join("testdata", version))); err != nil {
+				t.Fatal(err)
+			}
+			r, err := Open(t.Context(), dir, secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			b, err := r.Get(t.Context(), "latest")
+			if err != nil || b.Comment == "" {
+				t.Fatalf("backup is %+v, %v", b, err)
+			}
+			target := dirty(t, len(want))
+			restore(t, r, RestoreOptions{Backup: b.ID, Target: target, VerifyAfter: true})
+			wantContent(t, "restored", target, want)
 
-	again := create(t, r, CreateOptions{}, source(t, "db", want))
-	if v := again.Volumes[0]; v.ReusedBytes != v.DataBytes || v.StoredBytes != 0 {
-		t.Errorf("what is there is stored again: %+v", v)
-	}
-	changed := change(want, 1)
-	other := create(t, r, CreateOptions{}, source(t, "db", changed))
-	fullCheck(t, r.store, images{b.ID: {"db": want}, again.ID: {"db": want}, other.ID: {"db": changed}})
-	if !errors.Is(func() error { _, err := r.AddKey(t.Context(), KeyOptions{}); return err }(), ErrNotEncrypted) {
-		t.Error("a key is added to what is not encrypted")
+			again := create(t, r, CreateOptions{}, source(t, "db", want))
+			if v := again.Volumes[0]; v.ReusedBytes != v.DataBytes || v.StoredBytes != 0 {
+				t.Errorf("what is there is stored again: %+v", v)
+			}
+			changed := change(want, 1)
+			other := create(t, r, CreateOptions{}, source(t, "db", changed))
+			checkAll(t, r, images{b.ID: {"db": want}, again.ID: {"db": want}, other.ID: {"db": changed}})
+			_, err = r.AddKey(t.Context(), KeyOptions{Secret: secret})
+			if errors.Is(err, ErrNotEncrypted) == r.Encrypted() {
+				t.Errorf("a key is added: %v", err)
+			}
+		})
 	}
 }
