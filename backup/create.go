@@ -208,7 +208,8 @@ func (c *creation) volume(ctx context.Context, v *BackupVolume, f *device.File) 
 		return err
 	}
 	tree := table.NewBuilder(shape, func(node []byte) (format.Ref, error) { return c.node(ctx, v, node) })
-	err = c.readChunks(ctx, f, func(ck *chunk) error {
+	runs := chunkRuns([]Range{{0, v.Size}}, v.Size, v.ChunkSize)
+	err = c.readChunks(ctx, f, runs, func(ck *chunk) error {
 		n := int64(len(ck.plain))
 		c.progress.done.Add(n)
 		if ck.zero {

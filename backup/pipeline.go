@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"fmt"
+	"iter"
 
 	"golang.org/x/sync/errgroup"
 
@@ -19,6 +20,7 @@ const batchBytes = 1 << 20
 
 // chunk is what a worker found out about a chunk.
 type chunk struct {
+	off     int64 // in the volume
 	plain   []byte
 	zero    bool
 	reused  bool       // ref is where it lies already
@@ -38,8 +40,9 @@ type batch struct {
 	done   chan struct{}
 }
 
-// readChunks reads f and calls collect for every chunk in order, one at a time.
-// No call is under way when it returns.
+// readChunks reads the runs of f, which are whole chunks in order, and calls
+// collect for every chunk in order, one at a time. No call is under way when it
+// returns.
 //
 //	feeder ──► work ──► workers (read, zero test, hash, look up, compress)
 //	   └─────► order ─────────────► collector ──► free ──► feeder
@@ -47,7 +50,7 @@ type batch struct {
 // A batch is in both queues at once: workers take it from work, the collector
 // takes it from order and waits until its worker is done. Memory is bounded by
 // the number of batches.
-func (c *creation) readChunks(ctx context.Context, f *device.File, collect func(*chunk) error) error {
+func (c *creation) readChunks(ctx context.Context, f *device.File, runs iter.Seq[Range], collect func(*chunk) error) error {
 	workers := parallel(c.o.Parallel)
 	chunkSize := c.r.config.ChunkSize
 	size := max(chunkSize, batchBytes)
@@ -64,14 +67,16 @@ func (c *creation) readChunks(ctx context.Context, f *device.File, collect func(
 	g.Go(func() error { // feeder
 		defer close(work)
 		defer close(order)
-		for off := int64(0); off < f.Size(); off += size {
-			select {
-			case b := <-free:
-				b.off, b.plain = off, b.mem[:min(size, f.Size()-off)]
-				order <- b
-				work <- b
-			case <-ctx.Done():
-				return ctx.Err()
+		for run := range runs {
+			for end := run.Offset + run.Length; run.Offset < end; run.Offset += size {
+				select {
+				case b := <-free:
+					b.off, b.plain = run.Offset, b.mem[:min(size, end-run.Offset)]
+					order <- b
+					work <- b
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 			}
 		}
 		return nil
@@ -151,7 +156,7 @@ func (w *worker) process(ctx context.Context, f *device.File, b *batch) error {
 	size := int(w.c.r.config.ChunkSize)
 	for off := 0; off < len(b.plain); off += size {
 		plain := b.plain[off:min(off+size, len(b.plain))]
-		ck := chunk{plain: plain, zero: codec.IsZero(plain)}
+		ck := chunk{off: b.off + int64(off), plain: plain, zero: codec.IsZero(plain)}
 		if !ck.zero {
 			if err := w.look(ctx, &ck, &b.out[len(b.chunks)]); err != nil {
 				return err
