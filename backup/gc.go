@@ -144,7 +144,7 @@ func unreadable(err error) bool { return pack.IsDamage(err) || errors.Is(err, fo
 func (r *Repository) kept(op string, err error) error {
 	if unreadable(err) {
 		return &Error{Kind: ErrDamaged, Op: op, Err: err, Detail: "no pack is removed while a backup's table can't be read",
-			Remedy: "see what is affected with: swapback backup verify; then delete the damaged backups"}
+			Remedy: "see what is affected with: swapback backup verify --all; then delete the damaged backups"}
 	}
 	return wrap(op, err)
 }

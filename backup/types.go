@@ -187,16 +187,34 @@ type VerifyOptions struct {
 	// StructureOnly checks manifests, tables and packs' directories, and reads
 	// no chunk.
 	StructureOnly bool
-	Parallel      int
-	Progress      func(Progress)
-	Logger        *slog.Logger
+	// Sample is the share of the chunks to read, above 0 and at most 1; 0 means 1:
+	// all. Manifests, tables and directories are always read.
+	Sample float64
+	// Seed chooses which chunks are in a sample, always the same for the same
+	// seed. Runs with the seeds n, n+1 and so on read one part after the other,
+	// until 1/Sample of them have read everything that was there all the time.
+	Seed     uint64
+	Parallel int
+	Progress func(Progress)
+	Logger   *slog.Logger
 }
 
 // VerifyReport is the outcome of a verification.
 type VerifyReport struct {
-	Backups int             `json:"backups"`
-	Chunks  int64           `json:"chunks"` // distinct chunks and table nodes read
-	Bytes   int64           `json:"bytes"`  // of volumes that these stand for
+	Backups int `json:"backups"`
+	// Chunks counts the distinct chunks that the backups have, as far as their
+	// tables can be read, and ChunksRead those of them that were read; ChunkBytes
+	// and BytesRead are their bytes in volumes.
+	Chunks     int64 `json:"chunks"`
+	ChunksRead int64 `json:"chunks_read"`
+	ChunkBytes int64 `json:"chunk_bytes"`
+	BytesRead  int64 `json:"bytes_read"`
+	// Nodes counts the distinct table nodes, which are all read.
+	Nodes int64 `json:"nodes"`
+	Bytes int64 `json:"bytes"` // of volumes that these stand for
+	// Sample and Seed are those of the options, when chunks were left out.
+	Sample  float64         `json:"sample,omitempty"`
+	Seed    uint64          `json:"seed,omitempty"`
 	Damage  []*DamagedError `json:"damage,omitempty"`
 	Other   []string        `json:"other,omitempty"` // objects that can't be read at all
 	Seconds float64         `json:"seconds"`

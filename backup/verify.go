@@ -2,8 +2,10 @@ package backup
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -24,9 +26,10 @@ type verifying struct {
 	o       VerifyOptions
 	rep     *VerifyReport
 	t       *tracker
-	good    map[place]bool // of volumes without damage
+	seen    map[place]bool // blobs that were counted; true when of a volume without damage
 	current map[place]bool // of the volume being looked at
 	dirs    *pack.Directories
+	sample  sample
 
 	mu  sync.Mutex
 	bad []BadRange
@@ -35,9 +38,33 @@ type verifying struct {
 // errTooBad ends looking at a volume with very many damaged ranges.
 var errTooBad = errors.New("too many damaged ranges")
 
-// Verify reads backups back, all of them when no ID is given, and compares every
-// chunk with its hash. What several backups share is read once. The error is not
-// nil when anything is damaged; the report then says what.
+// sample is a window in the range of a hash's first 64 bits. The windows of seeds
+// that follow each other lie side by side.
+type sample struct {
+	start, width uint64
+	all          bool
+}
+
+func sampleOf(share float64, seed uint64) sample {
+	const whole = 1 << 64 // of the range
+	if share == 0 || share >= 1 {
+		return sample{all: true}
+	}
+	width := max(uint64(math.Ceil(share*whole)), 1)
+	return sample{start: seed * width, width: width}
+}
+
+// has tells whether a chunk of this name is in the sample. Names are spread evenly:
+// they are hashes.
+func (s sample) has(h format.Hash) bool {
+	return s.all || binary.BigEndian.Uint64(h[:])-s.start < s.width
+}
+
+// Verify checks backups, all of them when no ID is given: their tables, and that
+// the packs list what the tables name. It reads their chunks, or the sample that
+// the options say, and compares each with its hash. What several backups share is
+// read once, the newest backup comes first. The error is not nil when anything is
+// damaged; the report then says what.
 func (r *Repository) Verify(ctx context.Context, o VerifyOptions, ids ...string) (rep VerifyReport, err error) {
 	start := time.Now()
 	log := logger(o.Logger)
@@ -55,7 +82,13 @@ func (r *Repository) Verify(ctx context.Context, o VerifyOptions, ids ...string)
 	for _, b := range list {
 		total += b.Size()
 	}
-	vf := &verifying{r: r, o: o, rep: &rep, good: make(map[place]bool), dirs: pack.NewDirectories(r.store)}
+	if o.Sample < 0 || o.Sample > 1 || math.IsNaN(o.Sample) {
+		return rep, &Error{Kind: ErrInvalid, Op: op, Detail: fmt.Sprintf("a sample of %v", o.Sample), Remedy: "name a share above 0 and up to 1"}
+	}
+	vf := &verifying{r: r, o: o, rep: &rep, seen: make(map[place]bool), dirs: pack.NewDirectories(r.store), sample: sampleOf(o.Sample, o.Seed)}
+	if !vf.sample.all && !o.StructureOnly {
+		rep.Sample, rep.Seed = o.Sample, o.Seed
+	}
 	vf.t = track(PhaseVerify, total, -1, o.Progress)
 	defer vf.t.finish()
 	for _, b := range list {
@@ -109,25 +142,29 @@ func (r *Repository) verifyList(ctx context.Context, rep *VerifyReport, ids []st
 func (vf *verifying) volume(ctx context.Context, b Backup, v BackupVolume) error {
 	vf.current, vf.bad = make(map[place]bool), nil
 	begin := vf.t.done.Load()
-	fresh := func(ref format.Ref) bool {
-		p := place{ref.Pack, ref.Offset}
-		if vf.good[p] {
-			return false
-		}
-		if !vf.current[p] {
-			vf.current[p] = true
-			vf.rep.Chunks++
-		}
-		return true
+	keep := filter{
+		chunk: func(ref format.Ref) bool {
+			fresh, first := vf.fresh(ctx, ref)
+			read := fresh && !vf.o.StructureOnly && vf.sample.has(ref.Hash)
+			if first {
+				vf.rep.Chunks++
+				vf.rep.ChunkBytes += int64(ref.Length)
+				if read {
+					vf.rep.ChunksRead++
+					vf.rep.BytesRead += int64(ref.Length)
+				}
+			}
+			return read
+		},
+		node: func(ref format.Ref) bool {
+			fresh, first := vf.fresh(ctx, ref)
+			if first {
+				vf.rep.Nodes++
+			}
+			return fresh
+		},
 	}
-	listed := func(ref format.Ref) bool {
-		if fresh(ref) {
-			vf.checkListed(ctx, ref)
-			return true
-		}
-		return false
-	}
-	err := vf.r.eachTask(ctx, v, vf.o.Parallel, filter{chunk: listed, node: listed}, vf.task)
+	err := vf.r.eachTask(ctx, v, vf.o.Parallel, keep, vf.task)
 	if err != nil && !errors.Is(err, errTooBad) {
 		return err
 	}
@@ -138,9 +175,25 @@ func (vf *verifying) volume(ctx context.Context, b Backup, v BackupVolume) error
 		return nil
 	}
 	for p := range vf.current {
-		vf.good[p] = true
+		vf.seen[p] = true
 	}
 	return nil
+}
+
+// fresh tells whether a blob must be looked at: it is not known to be good. first
+// tells whether it comes for the first time, so that it counts.
+func (vf *verifying) fresh(ctx context.Context, ref format.Ref) (fresh, first bool) {
+	p := place{ref.Pack, ref.Offset}
+	good, counted := vf.seen[p]
+	if good {
+		return false, false
+	}
+	if !counted {
+		vf.seen[p] = false
+	}
+	vf.current[p] = true
+	vf.checkListed(ctx, ref)
+	return true, !counted
 }
 
 // checkListed looks whether the blob's pack is whole and lists it. Restoring does
@@ -184,9 +237,6 @@ func (vf *verifying) task(ctx context.Context, w *taskWorker, t task) error {
 	}
 	if t.refs == nil {
 		vf.t.zero.Add(t.n)
-		return nil
-	}
-	if vf.o.StructureOnly {
 		return nil
 	}
 	before := w.reader.Bytes()

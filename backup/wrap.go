@@ -35,7 +35,7 @@ func wrap(op string, err error) error {
 		return &Error{Kind: ErrVersion, Op: op, Err: err, Remedy: "use a newer swapback"}
 	case pack.IsDamage(err):
 		return &Error{Kind: ErrDamaged, Op: op, Err: err,
-			Remedy: "see what is affected with: swapback backup verify"}
+			Remedy: "see what is affected with: swapback backup verify --all"}
 	}
 	return fmt.Errorf("%s: %w", op, err)
 }

@@ -17,13 +17,14 @@ import (
 func newBackup(a *app) *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "backup",
-		Short: "Take, show, restore, verify and delete backups",
+		Short: "Take, show, compare, restore, verify and delete backups",
 		Long: `A backup is a point-in-time image of one or more volumes in a repository, which
 --repo or ` + RepoEnv + ` names. Backups are named by their id, a unique beginning
 of it, or "latest".`,
 		Example: `  swapback backup create db log --repo /backups
   swapback backup list --repo /backups`,
-	}, newBackupCreate(a), newBackupList(a), newBackupShow(a), newBackupRestore(a), newBackupVerify(a), newBackupDelete(a), newBackupForget(a))
+	}, newBackupCreate(a), newBackupList(a), newBackupShow(a), newBackupRestore(a), newBackupVerify(a),
+		newBackupDiff(a), newBackupDelete(a), newBackupForget(a))
 }
 
 type backupCreateOptions struct {

@@ -113,7 +113,7 @@ func TestBackupLifeCycle(t *testing.T) {
 	}
 	expectContent(t, device, content)
 
-	if v := result[verifyResult](t, c.must(t, "backup", "verify", "--json")); !v.OK || v.Backups != 1 {
+	if v := result[verifyResult](t, c.must(t, "backup", "verify", "--all", "--json")); !v.OK || v.Backups != 1 {
 		t.Errorf("verify: %+v", v)
 	}
 
@@ -162,7 +162,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 	if err != nil || damaged == 0 {
 		t.Fatalf("damaged %d packs, %v", damaged, err)
 	}
-	out, errOut, code := c.run("backup", "verify", "--json")
+	out, errOut, code := c.run("backup", "verify", "--all", "--json")
 	if v := result[verifyResult](t, out); v.OK || code != exitFailed {
 		t.Errorf("exit code %d, %+v", code, v)
 	}
@@ -170,7 +170,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 	if err := json.Unmarshal([]byte(errOut), &e); err != nil || e.Code != codeProblems {
 		t.Errorf("stderr: %v, %s", err, errOut)
 	}
-	if out, _, code := c.run("backup", "verify"); code != exitFailed || !strings.Contains(out, "DAMAGED") {
+	if out, _, code := c.run("backup", "verify", "--all"); code != exitFailed || !strings.Contains(out, "DAMAGED") {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
 }

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 
@@ -105,85 +103,4 @@ func (a *app) restoreOnto(ctx context.Context, repo *backup.Repository, b backup
 		Service: c, Repo: repo, Locks: a.locks("backup restore"), Backup: b.ID, Volume: v.UUID, Seen: &v.Position, From: o.volume,
 		Overwrite: true, VerifyAfter: o.verify, Progress: p.update, Logger: a.logger(),
 	})
-}
-
-type verifyOptions struct{ structureOnly bool }
-
-func newBackupVerify(a *app) *cobra.Command {
-	var o verifyOptions
-	cmd := &cobra.Command{
-		Use:   "verify [BACKUP...]",
-		Short: "Read backups back and check every block",
-		Long: `Read backups back, all of them when none is named, and compare every block with
-its hash. The exit code is 1 when something is damaged. --structure-only reads
-manifests and tables but no data.`,
-		Example: `  swapback backup verify --repo /backups
-  swapback backup verify latest
-  swapback backup verify --structure-only --json`,
-		ValidArgsFunction: a.completeBackups(-1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return runVerify(cmd.Context(), a, o, args)
-		},
-	}
-	cmd.Flags().BoolVar(&o.structureOnly, "structure-only", false, "check manifests and tables only")
-	return cmd
-}
-
-// verifyResult is the last object of a stream.
-type verifyResult struct {
-	Type string `json:"type"` // "result"
-	OK   bool   `json:"ok"`
-	backup.VerifyReport
-}
-
-func runVerify(ctx context.Context, a *app, o verifyOptions, ids []string) error {
-	repo, err := a.repository(ctx)
-	if err != nil {
-		return err
-	}
-	defer repo.Close()
-	for i, id := range ids {
-		b, err := a.findBackup(ctx, repo, id)
-		if err != nil {
-			return err
-		}
-		ids[i] = b.ID
-	}
-	p := a.newProgress()
-	options := backup.VerifyOptions{StructureOnly: o.structureOnly, Progress: p.update}
-	if a.verbose {
-		options.Logger = a.logger() // else what it logs is in the report too
-	}
-	report, err := repo.Verify(ctx, options, ids...)
-	p.end()
-	found := len(report.Damage) + len(report.Other)
-	// A report with findings is the result, whatever error comes with it.
-	if err != nil && found == 0 {
-		return err
-	}
-	if a.json {
-		err = a.event(verifyResult{"result", found == 0, report})
-	} else {
-		err = a.print(report, func(w io.Writer) { writeVerify(w, report) })
-	}
-	if err != nil || found == 0 {
-		return err
-	}
-	return problems(fmt.Sprintf("repository %s: %s found", repo.Location(), plural(found, "damaged part")))
-}
-
-func writeVerify(w io.Writer, r backup.VerifyReport) {
-	for _, d := range r.Damage {
-		fmt.Fprintf(w, "DAMAGED  %v\n", d)
-	}
-	for _, text := range r.Other {
-		fmt.Fprintf(w, "DAMAGED  %s\n", text)
-	}
-	fmt.Fprintf(w, "%s, %s read for %s of volumes in %s: ", plural(r.Backups, "backup"),
-		plural(int(r.Chunks), "block"), formatSize(r.Bytes), formatSeconds(r.Seconds))
-	if n := len(r.Damage) + len(r.Other); n > 0 {
-		fmt.Fprintf(w, "%s\n", plural(n, "damaged part"))
-		return
-	}
-	fmt.Fprintln(w, "all good")
 }

@@ -41,7 +41,7 @@ func TestCommandLine(t *testing.T) {
 		t.Fatalf("the stream does not end with a result that has an id: %v\n%s", err, out)
 	}
 	d.CLI(0, words(last.ID, "before"), "backup", "list")
-	d.CLI(0, words("all good"), "backup", "verify")
+	d.CLI(0, words("all good"), "backup", "verify", "--all")
 
 	rig.WriteFile(t, filepath.Join(dir, "precious"), []byte("ruined"))
 	d.CLI(4, words(dir, db.Device), "recover", "db") // mounted
@@ -149,7 +149,7 @@ func TestBadInput(t *testing.T) {
 		d.CLI(0, nil, "backup", "create", "db")
 		d.CLI(3, words("nix"), "backup", "show", "nix")
 		truncateLargest(t, filepath.Join(d.Dir, "repo"))
-		d.CLI(1, nil, "backup", "verify")
+		d.CLI(1, nil, "backup", "verify", "--all")
 		d.CLI(0, nil, "volume", "create", "other", "--size", "64M", "--detached")
 		d.CLI(1, words("db"), "backup", "restore", "latest", "--onto", "other", "--yes")
 		d.CLI(1, nil, "recover", "db")

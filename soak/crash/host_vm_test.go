@@ -172,7 +172,7 @@ func (h *host) forget(t *testing.T, prefix string) {
 // backups counts the backups in the repository, which has to be whole.
 func (h *host) backups(t *testing.T) int {
 	t.Helper()
-	h.ok(t, "swapback", "backup", "verify")
+	h.ok(t, "swapback", "backup", "verify", "--all")
 	return strings.Count(h.ok(t, "swapback", "backup", "list", "--json"), `"created"`)
 }
 
@@ -212,7 +212,7 @@ func (h *host) backupScenario(seed *uint64) *hostScenario {
 			}
 			h.shows(t, "db", *seed)
 			h.ok(t, "swapback", "backup", "create", "db")
-			h.ok(t, "swapback", "backup", "verify", "latest")
+			h.ok(t, "swapback", "backup", "verify", "--all", "latest")
 		},
 		whole: func(t *testing.T) {
 			if n := h.backups(t); n != before+1 {

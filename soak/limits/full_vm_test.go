@@ -197,12 +197,12 @@ func TestFullRepository(t *testing.T) {
 		d.CLI(1, []string{"no space left on device"}, append([]string{"backup", "create", "data"}, repo...)...)
 		d.goesOn()
 	}
-	d.CLI(0, nil, append([]string{"backup", "verify"}, repo...)...)
+	d.CLI(0, nil, append([]string{"backup", "verify", "--all"}, repo...)...)
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=96m"); err != nil {
 		t.Fatal(err)
 	}
 	d.CLI(0, nil, append([]string{"backup", "create", "data"}, repo...)...)
-	d.CLI(0, nil, append([]string{"backup", "verify"}, repo...)...)
+	d.CLI(0, nil, append([]string{"backup", "verify", "--all"}, repo...)...)
 }
 
 func expectCode(t *testing.T, what string, err error, code string) {
