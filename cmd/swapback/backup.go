@@ -31,21 +31,30 @@ type backupCreateOptions struct {
 	cowSize sizeFlag
 	comment string
 	tags    []string
+
+	sources    []string
+	allowInUse bool
 }
 
 func newBackupCreate(a *app) *cobra.Command {
 	var o backupCreateOptions
 	cmd := &cobra.Command{
-		Use:   "create VOLUME...",
-		Short: "Take a backup of volumes",
+		Use:   "create {VOLUME... | --source NAME=PATH...}",
+		Short: "Take a backup of volumes, or of other devices and files",
 		Long: `Take one backup of all named volumes at one instant, while they are in use: a
 snapshot is taken, read into the repository, and removed. --cow-size bounds how
 much may be written to each volume meanwhile; when it is exceeded the backup
-fails and the volume is not harmed.`,
+fails and the volume is not harmed.
+
+With --source it is a device or a file that no pool has, an image for instance,
+and no daemon is asked. No snapshot keeps it still, so a device that somebody
+holds and a file that somebody writes are refused, unless --allow-in-use is
+given.`,
 		Example: `  swapback backup create db --repo /backups
   swapback backup create db log --comment "before the upgrade" --tag upgrade
+  swapback backup create --source vm7=/srv/images/vm7.raw
   swapback backup create db --json | tail -n 1`,
-		Args:              args(cobra.MinimumNArgs(1)),
+		Args:              cobra.ArbitraryArgs,
 		ValidArgsFunction: a.completeVolumes(-1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runBackupCreate(cmd.Context(), a, o, args)
@@ -55,6 +64,8 @@ fails and the volume is not harmed.`,
 	f.Var(&o.cowSize, "cow-size", "space for old data while the backup runs, per volume (default: the volume's size, at most half of what is free)")
 	f.StringVar(&o.comment, "comment", "", "what the backup is for")
 	f.StringSliceVar(&o.tags, "tag", nil, "word to find the backup by; repeatable")
+	f.StringArrayVar(&o.sources, "source", nil, "back up the device or file PATH as NAME (NAME=PATH); repeatable")
+	f.BoolVar(&o.allowInUse, "allow-in-use", false, "read a --source although somebody may write to it meanwhile")
 	return cmd
 }
 
@@ -65,21 +76,25 @@ type backupResult struct {
 }
 
 func runBackupCreate(ctx context.Context, a *app, o backupCreateOptions, names []string) error {
+	if (len(names) == 0) == (len(o.sources) == 0) {
+		return usagef("swapback backup create: what to back up is not clear").
+			withRemedy("name volumes, or give --source NAME=PATH: they have no instant in common")
+	}
 	repo, err := a.repository(ctx)
 	if err != nil {
 		return err
 	}
 	defer repo.Close()
-	c := a.client()
-	defer c.Close()
 	p := a.newProgress()
-	b, err := hostagent.Backup(ctx, hostagent.BackupOptions{
-		Service: c, Repo: repo, Volumes: names, COWSize: int64(o.cowSize),
-		Comment: o.comment, Tags: o.tags, Progress: p.update, Logger: a.logger(),
-	})
+	var b backup.Backup
+	if len(o.sources) > 0 {
+		b, err = a.backupSources(ctx, repo, o, p)
+	} else {
+		b, err = a.backupVolumes(ctx, repo, o, names, p)
+	}
 	p.end()
 	if err != nil {
-		return a.nearVolumes(ctx, c, err, names...)
+		return err
 	}
 	if a.json {
 		return a.event(backupResult{"result", b})
@@ -87,6 +102,19 @@ func runBackupCreate(ctx context.Context, a *app, o backupCreateOptions, names [
 	a.say(a.out, "backup %s of %s: %s of data in %s, %s stored, %s\n", b.ID, strings.Join(volumeNames(b), ", "),
 		formatSize(dataBytes(b)), formatSize(b.Size()), formatSize(b.StoredBytes()), formatSeconds(b.Seconds))
 	return nil
+}
+
+func (a *app) backupVolumes(ctx context.Context, repo *backup.Repository, o backupCreateOptions, names []string, p *progress) (backup.Backup, error) {
+	c := a.client()
+	defer c.Close()
+	b, err := hostagent.Backup(ctx, hostagent.BackupOptions{
+		Service: c, Repo: repo, Volumes: names, COWSize: int64(o.cowSize),
+		Comment: o.comment, Tags: o.tags, Progress: p.update, Logger: a.logger(),
+	})
+	if err != nil {
+		return b, a.nearVolumes(ctx, c, err, names...)
+	}
+	return b, nil
 }
 
 func volumeNames(b backup.Backup) []string {
