@@ -34,7 +34,7 @@ help: ## list these targets
 build: ## build every program into build/bin (NOBUILD=1 leaves that out of other targets)
 ifeq ($(NOBUILD),)
 	@mkdir -p $(BIN)
-	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/pause ./demo/... ./ublk/examples/serve
+	@$(GOBUILD) -o $(BIN)/ ./cmd/... ./bench ./bench/backup ./bench/pause ./demo/... ./ublk/examples/serve
 	@# Another build of the daemon, for the tests of an upgrade.
 	@$(GOBUILD) -ldflags '-X github.com/swapback/swapback/version.Version=next' -o $(BIN)/swapbackd-next ./cmd/swapbackd
 endif
@@ -43,7 +43,7 @@ endif
 # Crash tests run programs that can be told where to die; these are never installed.
 harness: # the programs behind the test machine, and those of the crash tests
 	@mkdir -p $(HARNESS)
-	@$(GOBUILD) -o $(HARNESS)/ ./ci/vm ./ci/guest ./ci/testrun
+	@$(GOBUILD) -o $(HARNESS)/ ./ci/vm ./ci/guest ./ci/testrun ./ci/tools
 	@mkdir -p build/failpoint
 	@$(GOBUILD) -tags failpoint -o build/failpoint/ ./cmd/...
 
@@ -147,6 +147,13 @@ bench-pause: build harness ## the swap pause beside the kernel's floor (MODE=wal
 	@OUT=build/bench VM_TIMEOUT=$${VM_TIMEOUT:-2h} DISK_SIZE=$${DISK_SIZE:-16G} \
 		$(if $(filter wall,$(MODE)),,ICOUNT=1 CPUS=$${CPUS:-1}) VM_ENV="$$VM_ENV MODE=$(or $(MODE),exact)" \
 		$(HARNESS)/vm -again -- 'bench/pause/run.sh $$SWAPBACK_OUT/pause-$$MODE.json $(PAUSE_FLAGS)'
+
+.PHONY: bench-backup
+# As root all page caches are dropped before each program runs; otherwise those
+# of the files that it uses.
+bench-backup: build harness ## backup and restore beside borg, restic and cp, on this host (RUNS=5 SIZE=3G DIR=…; CHECK=1: fail where a target is missed)
+	@$(HARNESS)/tools backup
+	@$(BIN)/backup run -rounds $(or $(RUNS),5) -size $(or $(SIZE),3G) -dir $(or $(DIR),build/bench-backup) $(if $(filter-out 0,$(CHECK)),-check)
 
 .PHONY: ci
 ci: ## what .ci/run does

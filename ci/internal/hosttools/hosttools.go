@@ -55,6 +55,14 @@ func Native() []Tool {
 	return list
 }
 
+// Backup lists what make bench-backup compares with.
+func Backup() []Tool {
+	return []Tool{
+		{"borg", "borgbackup", "backups, as something to compare with", false},
+		{"restic", "restic", "backups, as something to compare with", false},
+	}
+}
+
 // Missing returns the tools of a list that path (as in $PATH) does not have.
 // The system folders are searched too: they are not on everybody's path.
 func Missing(list []Tool, path string) []Tool {

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// block is the unit of what is in an image, as of a file system's.
+const block = 4096
+
+// Kinds of the extents in an image.
+const (
+	zeroes = iota
+	text
+	random
+	kinds
+)
+
+// makeImage writes an image: a third zeroes, written and not holes, a third text,
+// a third random bytes, in extents of 16 KiB to 4 MiB that begin at any block, as
+// a file system leaves them. The same size gives the same image.
+func makeImage(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := bufio.NewWriterSize(f, 1<<20)
+	rnd := rand.New(rand.NewPCG(1, 1))
+	noise := rand.NewChaCha8([32]byte{1})
+	words := newWriter(rnd)
+	buf := make([]byte, 1<<20)
+	var left [kinds]int64
+	for k := range left {
+		left[k] = size / kinds / block * block
+	}
+	left[zeroes] += size - left[zeroes] - left[text] - left[random]
+	for at := int64(0); at < size; {
+		k := rnd.IntN(kinds)
+		n := min(block*(4+rnd.Int64N(1021)), left[k])
+		left[k] -= n
+		at += n
+		for n > 0 {
+			p := buf[:min(n, int64(len(buf)))]
+			switch k {
+			case zeroes:
+				clear(p)
+			case text:
+				words.fill(p)
+			case random:
+				noise.Read(p)
+			}
+			if _, err := w.Write(p); err != nil {
+				return err
+			}
+			n -= int64(len(p))
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// writer makes text: phrases of 6 to 29 letters and blanks, 16384 of them, that
+// come as often as words do (Zipf's law). It is as hard to compress as the source
+// code of a large program: zstd makes about a quarter of both, at the same speed.
+type writer struct {
+	zipf    *rand.Zipf
+	phrases [][]byte
+	rest    []byte // of the phrase that did not fit
+}
+
+func newWriter(rnd *rand.Rand) *writer {
+	const letters = "eeeeeeetttttaaaaooooiiinnnsssrrrhhlldducmfpgwybvk     \n"
+	const phrases = 16384
+	w := &writer{zipf: rand.NewZipf(rnd, 1.02, 20, phrases-1)}
+	for range phrases {
+		p := make([]byte, 6+rnd.IntN(24))
+		for i := range p {
+			p[i] = letters[rnd.IntN(len(letters))]
+		}
+		w.phrases = append(w.phrases, p)
+	}
+	return w
+}
+
+func (w *writer) fill(p []byte) {
+	for len(p) > 0 {
+		if len(w.rest) == 0 {
+			w.rest = w.phrases[w.zipf.Uint64()]
+		}
+		n := copy(p, w.rest)
+		p, w.rest = p[n:], w.rest[n:]
+	}
+}
+
+// changeImage makes a copy of an image in which a hundredth of the bytes have
+// been written anew, in random blocks.
+func changeImage(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	size, err := io.Copy(out, in)
+	if err != nil {
+		return err
+	}
+	rnd := rand.New(rand.NewPCG(2, 2))
+	noise := rand.NewChaCha8([32]byte{2})
+	p := make([]byte, block)
+	for range size / block / 100 {
+		noise.Read(p)
+		if _, err := out.WriteAt(p, block*rnd.Int64N(size/block)); err != nil {
+			return err
+		}
+	}
+	return out.Sync()
+}
+
+// parseSize reads a number of bytes with K, M or G behind it; whole blocks.
+func parseSize(s string) (int64, error) {
+	number, shift := s, 0
+	if i := strings.IndexAny(s, "KMG"); i >= 0 && i == len(s)-1 {
+		number, shift = s[:i], map[byte]int{'K': 10, 'M': 20, 'G': 30}[s[i]]
+	}
+	n, err := strconv.ParseInt(number, 10, 32+8)
+	if err != nil || n <= 0 || n<<shift>>shift != n || (n<<shift)%block != 0 {
+		return 0, errors.New("want a number of whole blocks, such as 3G, 512M or 8192K")
+	}
+	return n << shift, nil
+}
