@@ -342,6 +342,12 @@ func TestTargetSizes(t *testing.T) {
 	wantErr(t, "not there", err, ErrTarget, "existing")
 	restore(t, r, RestoreOptions{Backup: "latest", Target: fresh, CreateTarget: true})
 	wantContent(t, "new", fresh, content)
+	if err := os.WriteFile(fresh, bytes.Repeat([]byte{0xd1}, len(content)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Restore(t.Context(), RestoreOptions{Backup: "latest", Target: fresh, CreateTarget: true})
+	wantErr(t, "there already", err, ErrExists, "nothing was written")
+	wantContent(t, "there already", fresh, bytes.Repeat([]byte{0xd1}, len(content)))
 	_, err = r.Restore(t.Context(), RestoreOptions{Backup: "latest", Target: t.TempDir()})
 	wantErr(t, "a folder", err, ErrTarget, "block device")
 	_, err = r.Restore(t.Context(), RestoreOptions{Backup: "nothing", Target: fresh})

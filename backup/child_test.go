@@ -19,17 +19,19 @@ import (
 // The test program runs itself as a child that is killed in the middle of an
 // operation on a real folder. These variables tell the child what to do.
 const (
-	childEnv = "SWAPBACK_TEST_CHILD" // "create" or "delete ID"
+	childEnv = "SWAPBACK_TEST_CHILD" // "create", "delete ID" or "restore ID"
 	repoEnv  = "SWAPBACK_TEST_REPO"
 	imageEnv = "SWAPBACK_TEST_IMAGE"
 	killEnv  = "SWAPBACK_TEST_KILL" // before which operation
 )
 
-// killStore kills its process before the n-th operation that changes the store.
+// killStore kills its process before the n-th operation that changes the store, or
+// before the n-th read.
 type killStore struct {
 	store.Store
-	ops  *atomic.Int64
-	kill int64
+	ops   *atomic.Int64
+	kill  int64
+	reads bool
 }
 
 func (k killStore) step() {
@@ -39,8 +41,17 @@ func (k killStore) step() {
 	}
 }
 
+func (k killStore) ReadAt(ctx context.Context, name string, p []byte, off int64) error {
+	if k.reads && strings.HasPrefix(name, "packs/") {
+		k.step()
+	}
+	return k.Store.ReadAt(ctx, name, p, off)
+}
+
 func (k killStore) Create(ctx context.Context, name string, mode store.Mode) (store.Writer, error) {
-	k.step()
+	if !k.reads {
+		k.step()
+	}
 	w, err := k.Store.Create(ctx, name, mode)
 	return killWriter{w, k}, err
 }
@@ -56,7 +67,9 @@ func (k killStore) Delete(ctx context.Context, names ...string) error {
 }
 
 func (k killStore) Hold(ctx context.Context, name string, body []byte) (store.Hold, error) {
-	k.step()
+	if !k.reads {
+		k.step()
+	}
 	return k.Store.Hold(ctx, name, body)
 }
 
@@ -87,14 +100,17 @@ func runChild() {
 	fail(err)
 	folder, err := store.OpenFolder(os.Getenv(repoEnv))
 	fail(err)
-	k := killStore{Store: folder, ops: new(atomic.Int64), kill: kill}
+	what, id, _ := strings.Cut(os.Getenv(childEnv), " ")
+	k := killStore{Store: folder, ops: new(atomic.Int64), kill: kill, reads: what == "restore"}
 	r, err := openStore(context.Background(), k, Secret{})
 	fail(err)
 	r.packSize = testPack
-	what, id, _ := strings.Cut(os.Getenv(childEnv), " ")
-	if what == "create" {
-		_, err = r.Create(context.Background(), []Source{{Path: os.Getenv(imageEnv), Volume: VolumeRef{Name: "a"}}}, CreateOptions{})
-	} else {
+	switch image := os.Getenv(imageEnv); what {
+	case "create":
+		_, err = r.Create(context.Background(), []Source{{Path: image, Volume: VolumeRef{Name: "a"}}}, CreateOptions{})
+	case "restore":
+		_, err = r.Restore(context.Background(), RestoreOptions{Backup: id, Target: image, Delta: true, Parallel: 2})
+	default:
 		_, _, err = r.Delete(context.Background(), id)
 	}
 	fail(err)

@@ -73,9 +73,13 @@ type DamagedError struct {
 	Backup string
 	Volume string
 	Ranges []BadRange
+	// Bytes is how many are damaged; 0 when it is all of Ranges.
+	Bytes int64
 	// Stopped is set when the operation ended at the first damage, so that
 	// more than Ranges may be damaged.
 	Stopped bool
+	// Kept is set when a restore left the ranges as the target had them.
+	Kept bool
 }
 
 // damagedShown bounds how many ranges the text of a DamagedError names.
@@ -87,6 +91,9 @@ func (e *DamagedError) Error() string {
 	for _, r := range e.Ranges {
 		bytes += r.Length
 	}
+	if e.Bytes > 0 {
+		bytes = e.Bytes
+	}
 	fmt.Fprintf(&b, "%s volume %s of backup %s: %v: %d bytes can't be read back",
 		e.Op, e.Volume, e.Backup, ErrDamaged, bytes)
 	for i, r := range e.Ranges {
@@ -97,9 +104,12 @@ func (e *DamagedError) Error() string {
 		fmt.Fprintf(&b, "\n  bytes %d-%d (object %s): %s", r.Offset, r.Offset+r.Length-1, r.Object, r.Reason)
 	}
 	if e.Op == "restore" {
-		if e.Stopped {
+		switch {
+		case e.Stopped:
 			b.WriteString("\n  the restore stopped there; the target holds no complete image")
-		} else {
+		case e.Kept:
+			b.WriteString("\n  everything else was restored, these ranges are as the target had them")
+		default:
 			b.WriteString("\n  everything else was restored, these ranges read as zeroes")
 		}
 	}

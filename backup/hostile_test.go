@@ -223,6 +223,8 @@ func (h *hostile) use(ctx context.Context) string {
 	say("latest", err)
 	_, err = r.Restore(ctx, RestoreOptions{Backup: h.b.ID, Target: h.target, Parallel: 2, VerifyAfter: true})
 	say("restore", err)
+	_, err = r.Restore(ctx, RestoreOptions{Backup: h.b.ID, Target: h.target, Parallel: 2, VerifyAfter: true, Delta: true})
+	say("restore the difference", err)
 	_, err = r.Verify(ctx, VerifyOptions{Parallel: 2, StructureOnly: true})
 	say("verify", err)
 	_, err = r.Verify(ctx, VerifyOptions{Parallel: 2})

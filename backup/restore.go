@@ -1,15 +1,14 @@
 package backup
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/swapback/swapback/backup/internal/codec"
 	"github.com/swapback/swapback/backup/internal/device"
 	"github.com/swapback/swapback/failpoint"
 )
@@ -19,9 +18,15 @@ import (
 // Everything that can be refused is refused before the first write: an unknown
 // or damaged manifest, a target of another size, a target that somebody holds.
 // Every chunk is checked before it is written, ranges that the backup has as
-// zeroes are zeroed, and the target is synced. The target holds the volume only
-// when the error is nil; when it is a [*DamagedError], the ranges that it lists
-// are zeroed and all else is right, unless StopAtDamage was set.
+// zeroes are zeroed, and the target is synced. Writes go to the target in the order
+// of its bytes. The target holds the volume only when the error is nil; when it is
+// a [*DamagedError], all is right but the ranges that it lists, which are zeroed, or
+// with Delta what the target had there, unless StopAtDamage was set.
+//
+// A restore that ended half-way, by an error or because ctx did, leaves a target
+// that is partly what it was and partly the backup, as [RestoreResult].Incomplete
+// says, and can be gone on with by Delta. Only a file that it made itself and had not
+// written to yet is removed again.
 func (r *Repository) Restore(ctx context.Context, o RestoreOptions) (RestoreResult, error) {
 	start := time.Now()
 	log := logger(o.Logger)
@@ -47,34 +52,15 @@ func (r *Repository) Restore(ctx context.Context, o RestoreOptions) (RestoreResu
 		return res, wrapTarget(op, o.Target, err)
 	}
 	defer target.Close()
-	if err := checkSize(op, v, target, o.AllowLarger); err != nil {
-		return res, err
-	}
-
-	failpoint.Hit("restore: target open")
-	if o.Ready != nil {
-		if err := o.Ready(); err != nil {
-			return res, fmt.Errorf("%s: %w", op, err)
-		}
-	}
-	rs := &restoring{r: r, o: o, v: v, target: target, res: &res, backup: b.ID}
-	err = rs.write(ctx)
-	if err == nil && o.VerifyAfter {
-		at := time.Now()
-		err = rs.verify(ctx, log)
-		res.VerifySeconds = time.Since(at).Seconds()
-		failpoint.Hit("restore: verified")
-	}
+	rs := &restoring{r: r, o: o, v: v, target: target, res: &res, backup: b.ID, order: newOrder()}
+	err = rs.run(ctx, op, log)
 	res.Seconds = time.Since(start).Seconds()
-	if err == nil && len(res.Bad) > 0 {
-		err = rs.damage(false)
-	}
 	if err != nil {
 		log.Error("restore failed", "backup", b.ID, "volume", v.name(), "target", o.Target, "err", err)
 		return res, wrap(op, err)
 	}
 	log.Info("restore is complete", "backup", b.ID, "volume", v.name(), "target", o.Target,
-		"data", res.DataBytes, "zero", res.ZeroBytes, "verified", res.Verified, "duration", time.Since(start))
+		"data", res.DataBytes, "zero", res.ZeroBytes, "unchanged", res.UnchangedBytes, "verified", res.Verified, "duration", time.Since(start))
 	return res, nil
 }
 
@@ -116,211 +102,80 @@ type restoring struct {
 	v      BackupVolume
 	backup string
 	target *device.File
+	order  *order
 	t      *tracker
+	wrote  atomic.Bool // the target is about to be written to, or was
 
 	mu  sync.Mutex
 	res *RestoreResult
+	bad badList
 }
 
-const (
-	// zeroPiece is how much is zeroed at once, so that an end of ctx is seen
-	// in between.
-	zeroPiece = 128 << 20
-	// maxBad is how many damaged ranges are listed before a restore gives up.
-	maxBad = 10000
-)
-
-// write fills the target and syncs it.
-func (rs *restoring) write(ctx context.Context) error {
-	rs.t = track(PhaseRestore, rs.v.Size, rs.v.DataBytes, rs.o.Progress)
-	defer rs.t.finish()
-	err := rs.r.eachTask(ctx, rs.v, rs.o.Parallel, everything, rs.writeTask)
-	rs.sortBad()
-	if err != nil {
+// run does all that there is to do once the target is open.
+func (rs *restoring) run(ctx context.Context, op string, log *slog.Logger) error {
+	if err := checkSize(op, rs.v, rs.target, rs.o.AllowLarger); err != nil {
 		return err
 	}
-	for off := rs.v.Size; off < rs.target.Size(); off += zeroPiece {
-		if err := rs.zero(ctx, off, min(zeroPiece, rs.target.Size()-off)); err != nil {
-			return err
+	if rs.target.Created() {
+		rs.o.Delta = false // there is nothing to compare with
+	}
+	failpoint.Hit("restore: target open")
+	if rs.o.Ready != nil {
+		if err := rs.o.Ready(); err != nil {
+			rs.discard(log)
+			return fmt.Errorf("%s: %w", op, err)
 		}
 	}
-	if err := rs.target.Sync(); err != nil {
-		return rs.targetError("sync", err)
-	}
-	failpoint.Hit("restore: synced")
-	return nil
-}
-
-// writeTask brings one task onto the target. It runs on several goroutines.
-func (rs *restoring) writeTask(ctx context.Context, w *taskWorker, t task) error {
-	switch {
-	case t.err != nil:
-		if err := rs.bad(t.off, t.n, t.object, t.err); err != nil {
-			return err
-		}
-		rs.t.done.Add(t.n)
-		return rs.zero(ctx, t.off, t.n)
-	case t.refs == nil:
-		if err := rs.zero(ctx, t.off, t.n); err != nil {
-			return err
-		}
-		failpoint.Hit("restore: zeroes written")
-		rs.count(0, t.n, 0)
-		rs.t.zero.Add(t.n)
-		rs.t.done.Add(t.n)
-		return nil
-	}
-	before := w.reader.Bytes()
-	plain, good, err := w.read(ctx, t, rs.bad)
-	read := w.reader.Bytes() - before
-	rs.t.stored.Add(read)
-	rs.count(0, 0, read)
+	err := rs.write(ctx)
+	rs.res.Bad, rs.res.MissingBytes = rs.bad.ranges, rs.bad.bytes
 	if err != nil {
+		rs.res.Incomplete = rs.wrote.Load()
+		rs.discard(log)
 		return err
 	}
-	// Good chunks that follow each other are written at once.
-	for off, i := int64(0), 0; i < len(t.refs); {
-		end, j := off, i
-		for j < len(t.refs) && good[j] == good[i] {
-			end += int64(t.refs[j].Length)
-			j++
-		}
-		if !good[i] {
-			err = rs.zero(ctx, t.off+off, end-off)
-		} else if _, err = rs.target.WriteAt(plain[off:end], t.off+off); err != nil {
-			err = rs.targetError(fmt.Sprintf("write %d bytes at %d", end-off, t.off+off), err)
-		} else {
-			rs.count(end-off, 0, 0)
-			failpoint.Hit("restore: run written")
-		}
+	if rs.o.VerifyAfter {
+		at := time.Now()
+		err := rs.verify(ctx, log)
+		rs.res.VerifySeconds = time.Since(at).Seconds()
 		if err != nil {
 			return err
 		}
-		rs.t.done.Add(end - off)
-		off, i = end, j
+		failpoint.Hit("restore: verified")
+	}
+	if len(rs.res.Bad) > 0 {
+		return rs.damage(false)
 	}
 	return nil
 }
 
-func (rs *restoring) zero(ctx context.Context, off, n int64) error {
-	for n > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		piece := min(n, zeroPiece)
-		if err := rs.target.Zero(off, piece); err != nil {
-			return rs.targetError(fmt.Sprintf("zero %d bytes at %d", piece, off), err)
-		}
-		off, n = off+piece, n-piece
+// discard removes a new file that has nothing in it.
+func (rs *restoring) discard(log *slog.Logger) {
+	if rs.wrote.Load() {
+		return
 	}
-	return nil
+	if err := rs.target.Discard(); err != nil {
+		log.Warn("an empty file is left", "file", rs.target.Path(), "err", err)
+	}
 }
 
 func (rs *restoring) targetError(what string, err error) error {
 	return wrapTarget(fmt.Sprintf("restore volume %s of backup %s: %s", rs.v.name(), rs.backup, what), rs.target.Path(), err)
 }
 
-func (rs *restoring) count(data, zero, read int64) {
+// damaged notes a range that can't be read back; its error ends the restore.
+func (rs *restoring) damaged(off, n int64, object string, err error) error {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.res.DataBytes += data
-	rs.res.ZeroBytes += zero
-	rs.res.ReadBytes += read
-}
-
-// bad notes a range that can't be read back; its error ends the restore.
-func (rs *restoring) bad(off, n int64, object string, err error) error {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	rs.res.Bad = append(rs.res.Bad, BadRange{Offset: off, Length: n, Object: object, Reason: err.Error()})
-	if rs.o.StopAtDamage || len(rs.res.Bad) == maxBad {
+	rs.bad.add(BadRange{Offset: off, Length: n, Object: object, Reason: err.Error()})
+	if rs.o.StopAtDamage {
 		return rs.damage(true)
 	}
 	return nil
 }
 
+// damage is the error of a restore that found some. The caller holds rs.mu, or is
+// alone.
 func (rs *restoring) damage(stopped bool) error {
-	return &DamagedError{Op: "restore", Backup: rs.backup, Volume: rs.v.name(), Ranges: slices.Clone(rs.res.Bad), Stopped: stopped}
-}
-
-func (rs *restoring) sortBad() { rs.res.Bad = mergeBad(rs.res.Bad) }
-
-// mergeBad sorts ranges and joins neighbours whose object is the same.
-func mergeBad(bad []BadRange) []BadRange {
-	slices.SortFunc(bad, func(a, b BadRange) int { return cmp.Compare(a.Offset, b.Offset) })
-	var merged []BadRange
-	for _, b := range bad {
-		if n := len(merged) - 1; n >= 0 && merged[n].Object == b.Object && merged[n].Offset+merged[n].Length == b.Offset {
-			merged[n].Length += b.Length
-			continue
-		}
-		merged = append(merged, b)
-	}
-	return merged
-}
-
-// verify reads the target back and compares it with the table.
-func (rs *restoring) verify(ctx context.Context, log *slog.Logger) error {
-	if !rs.target.Direct() {
-		log.Warn("target has no O_DIRECT; it is read back through the page cache", "target", rs.target.Path())
-	}
-	rs.t = track(PhaseVerify, rs.v.Size, -1, rs.o.Progress)
-	defer rs.t.finish()
-	bad := func(off, n int64) error {
-		return rs.targetError("read back", fmt.Errorf("bytes %d-%d are not what was written", off, off+n-1))
-	}
-	err := rs.r.eachTask(ctx, rs.v, rs.o.Parallel, everything, func(ctx context.Context, w *taskWorker, t task) error {
-		rs.t.done.Add(t.n)
-		if t.err != nil && !rs.isBad(t.off) {
-			return fmt.Errorf("%s was good when the target was written: %w", t.object, t.err)
-		}
-		if t.refs == nil {
-			return rs.verifyZero(ctx, w, t.off, t.n, bad)
-		}
-		plain := w.plain[:t.n]
-		if _, err := rs.target.ReadAt(plain, t.off); err != nil {
-			return rs.targetError(fmt.Sprintf("read %d bytes at %d", t.n, t.off), err)
-		}
-		off := t.off
-		for _, ref := range t.refs {
-			ck := plain[:ref.Length]
-			plain = plain[ref.Length:]
-			isBad := rs.isBad(off)
-			if isBad && !codec.IsZero(ck) || !isBad && rs.r.hash(ck) != ref.Hash {
-				return bad(off, int64(ref.Length))
-			}
-			off += int64(ref.Length)
-		}
-		return nil
-	})
-	if err == nil && len(rs.res.Bad) == 0 {
-		rs.res.Verified = true
-	}
-	return err
-}
-
-func (rs *restoring) verifyZero(ctx context.Context, w *taskWorker, off, n int64, bad func(off, n int64) error) error {
-	for n > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		plain := w.plain[:min(n, int64(len(w.plain)))]
-		if _, err := rs.target.ReadAt(plain, off); err != nil {
-			return rs.targetError(fmt.Sprintf("read %d bytes at %d", len(plain), off), err)
-		}
-		if !codec.IsZero(plain) {
-			return bad(off, int64(len(plain)))
-		}
-		off, n = off+int64(len(plain)), n-int64(len(plain))
-	}
-	return nil
-}
-
-// isBad tells whether the chunk at off was found bad. rs.res.Bad is sorted and
-// nobody writes it any more.
-func (rs *restoring) isBad(off int64) bool {
-	i, found := slices.BinarySearchFunc(rs.res.Bad, off, func(r BadRange, off int64) int {
-		return cmp.Compare(r.Offset, off)
-	})
-	return found || i > 0 && off < rs.res.Bad[i-1].Offset+rs.res.Bad[i-1].Length
+	return &DamagedError{Op: "restore", Backup: rs.backup, Volume: rs.v.name(), Ranges: slices.Clone(rs.bad.ranges),
+		Bytes: rs.bad.bytes, Stopped: stopped, Kept: rs.o.Delta && !stopped}
 }

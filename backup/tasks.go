@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,6 +19,7 @@ const taskBytes = 4 << 20
 
 // task is a run of bytes of a volume for one worker.
 type task struct {
+	seq    int64 // counts the tasks of a volume from 0, in its order
 	off, n int64
 	// refs are the chunks of the run in order. When nil the run is zeroes, or
 	// can't be known:
@@ -28,13 +30,32 @@ type task struct {
 
 // filter chooses what of a table becomes tasks. It is called by one goroutine.
 type filter struct {
-	chunk func(r format.Ref) bool
-	node  func(r format.Ref) bool // false passes over all below the node
+	chunk  func(r format.Ref) bool
+	node   func(r format.Ref) bool // false passes over all below the node
+	zeroes int64                   // most bytes of zeroes in one task; 0 for zeroPiece
 }
 
 func yes(format.Ref) bool { return true }
 
 var everything = filter{chunk: yes, node: yes}
+
+// readMemory bounds what the workers of one operation hold: each has what it read
+// of a pack and, up to twice, the run of a volume that it works on.
+const readMemory = 192 << 20
+
+// readers is how many workers read tasks, when n are asked for; 0 for a default.
+// A store behind a network is waited for more than anything else.
+func (r *Repository) readers(n int) int {
+	if n <= 0 && r.remote() {
+		n = maxParallel
+	}
+	each := 3 * max(taskBytes, r.config.ChunkSize)
+	return max(1, min(parallel(n), int(readMemory/each)))
+}
+
+// remote tells whether the repository lies behind a network, as far as its location
+// says.
+func (r *Repository) remote() bool { return strings.HasPrefix(r.Location(), "s3:") }
 
 // eachTask walks a volume's table and calls do for every run of it, on several
 // goroutines, begun in the order of the volume. The first error ends it. Memory
@@ -44,7 +65,7 @@ func (r *Repository) eachTask(ctx context.Context, v BackupVolume, workers int, 
 	if err != nil {
 		return err
 	}
-	workers = parallel(workers)
+	workers = r.readers(workers)
 	tasks := make(chan task, workers)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -79,13 +100,19 @@ func (r *Repository) produce(ctx context.Context, shape format.Shape, root forma
 		return err
 	}
 	defer reader.Close()
+	zeroes := keep.zeroes
+	if zeroes == 0 {
+		zeroes = zeroPiece
+	}
 	var next task // not sent yet; empty when n is 0
+	var seq int64
 	flush := func() error {
 		if next.n == 0 {
 			return nil
 		}
 		t := next
-		next = task{}
+		t.seq, next = seq, task{}
+		seq++
 		select {
 		case tasks <- t:
 			return nil
@@ -111,13 +138,13 @@ func (r *Repository) produce(ctx context.Context, shape format.Shape, root forma
 		},
 		Zero: func(off, n int64) error {
 			for n > 0 {
-				if next.n == 0 || next.refs != nil || next.n >= zeroPiece {
+				if next.n == 0 || next.refs != nil || next.n >= zeroes {
 					if err := flush(); err != nil {
 						return err
 					}
 					next.off = off
 				}
-				piece := min(n, zeroPiece-next.n)
+				piece := min(n, zeroes-next.n)
 				next.n += piece
 				off, n = off+piece, n-piece
 			}
@@ -143,6 +170,11 @@ type taskWorker struct {
 	reader *pack.Reader
 	plain  []byte // aligned
 	good   []bool
+
+	// For restores.
+	runs runs
+	have []byte // what the target has, aligned
+	need []bool
 }
 
 func (r *Repository) newTaskWorker() (*taskWorker, error) {
@@ -157,33 +189,45 @@ func (r *Repository) newTaskWorker() (*taskWorker, error) {
 // What is damaged is told to bad, whose error ends it. The results are valid
 // until the next call.
 func (w *taskWorker) read(ctx context.Context, t task, bad func(off, n int64, object string, err error) error) (plain []byte, good []bool, err error) {
-	plain, w.good = w.plain[:t.n], w.good[:0]
+	return w.readSome(ctx, t, nil, bad)
+}
+
+// readSome is read for the chunks that need names by their index; nil names all.
+// The bytes of others are undefined, and they are not good.
+func (w *taskWorker) readSome(ctx context.Context, t task, need []bool, bad func(off, n int64, object string, err error) error) (plain []byte, good []bool, err error) {
+	plain = w.plain[:t.n]
+	w.good = append(w.good[:0], make([]bool, len(t.refs))...)
+	needed := func(i int) bool { return need == nil || need[i] }
 	rest, off := plain, t.off
 	for i := 0; i < len(t.refs); {
 		j, n := i+1, int(t.refs[i].Length)
-		for j < len(t.refs) && pack.Follows(t.refs[j-1], t.refs[j]) {
+		for j < len(t.refs) && needed(j) == needed(i) && pack.Follows(t.refs[j-1], t.refs[j]) {
 			n += int(t.refs[j].Length)
 			j++
 		}
-		run := t.refs[i:j]
-		w.good = append(w.good, make([]bool, len(run))...)
-		ok := w.good[i:]
-		for k := range ok {
-			ok[k] = true
-		}
-		var stop error
-		err := w.reader.ReadRun(ctx, run, rest[:n], func(k int, err error) {
-			ok[k] = false
-			if stop == nil {
-				stop = bad(off+offset(run, k), int64(run[k].Length), pack.Name(run[k].Pack), err)
+		if needed(i) {
+			if err := w.readRun(ctx, t.refs[i:j], rest[:n], off, w.good[i:j], bad); err != nil {
+				return nil, nil, err
 			}
-		})
-		if err = errors.Join(err, stop); err != nil {
-			return nil, nil, err
 		}
 		rest, off, i = rest[n:], off+int64(n), j
 	}
 	return plain, w.good, nil
+}
+
+// readRun reads chunks that follow each other in one pack.
+func (w *taskWorker) readRun(ctx context.Context, run []format.Ref, dst []byte, off int64, ok []bool, bad func(off, n int64, object string, err error) error) error {
+	for k := range ok {
+		ok[k] = true
+	}
+	var stop error
+	err := w.reader.ReadRun(ctx, run, dst, func(k int, err error) {
+		ok[k] = false
+		if stop == nil {
+			stop = bad(off+offset(run, k), int64(run[k].Length), pack.Name(run[k].Pack), err)
+		}
+	})
+	return errors.Join(err, stop)
 }
 
 // offset is where the k-th of consecutive chunks begins.

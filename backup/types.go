@@ -135,8 +135,14 @@ type RestoreOptions struct {
 	Volume string
 	// Target is a block device or file of the volume's size.
 	Target string
-	// CreateTarget makes Target a new file when nothing is there.
+	// CreateTarget makes Target a new file. What is there already is refused with
+	// [ErrExists]. Zeroes become holes.
 	CreateTarget bool
+	// Delta reads the target and writes only what differs from the backup: a chunk
+	// stays when its hash says that it is the backup's, zeroes when they are there.
+	// Nothing else is taken for granted. It is also how an interrupted restore goes
+	// on.
+	Delta bool
 	// AllowLarger accepts a larger target; the rest of it is zeroed.
 	AllowLarger bool
 	// Held says that the caller holds the block device exclusively already, so
@@ -151,14 +157,18 @@ type RestoreOptions struct {
 	// VerifyAfter reads the target back, past the page cache, and compares
 	// every chunk with its hash.
 	VerifyAfter bool
-	Parallel    int
-	Progress    func(Progress)
-	Logger      *slog.Logger
+	// Parallel is the number of workers that read and decode; see [CreateOptions].
+	// From a repository in S3 the default is 16. Whatever is asked for, fewer are
+	// taken when their buffers would be more than 192 MiB together.
+	Parallel int
+	Progress func(Progress)
+	Logger   *slog.Logger
 }
 
 // RestoreResult tells what a restore did. It is filled as far as the restore
 // came, also when it failed; the target holds the volume only when the error
-// was nil.
+// was nil. DataBytes, ZeroBytes, UnchangedBytes and MissingBytes are together the
+// volume's size in the end.
 type RestoreResult struct {
 	Backup    string    `json:"backup"` // full id
 	Created   time.Time `json:"created"`
@@ -166,12 +176,22 @@ type RestoreResult struct {
 	Target    string    `json:"target"`
 	DataBytes int64     `json:"data_bytes"` // written from chunks
 	ZeroBytes int64     `json:"zero_bytes"` // zeroed
-	ReadBytes int64     `json:"read_bytes"` // read from the repository
-	Verified  bool      `json:"verified"`   // read back and compared
-	Seconds   float64   `json:"seconds"`
+	// UnchangedBytes are those of the target that Delta found to be right.
+	UnchangedBytes int64 `json:"unchanged_bytes"`
+	ReadBytes      int64 `json:"read_bytes"` // read from the repository
+	Verified       bool  `json:"verified"`   // read back and compared
+	// Incomplete says that the restore ended half-way, after it had begun to
+	// write: the target is partly what it was and partly the backup. To go on
+	// from there restore again with Delta.
+	Incomplete bool    `json:"incomplete,omitempty"`
+	Seconds    float64 `json:"seconds"`
 	// VerifySeconds is the part of Seconds that reading back took.
-	VerifySeconds float64    `json:"verify_seconds,omitempty"`
-	Bad           []BadRange `json:"bad,omitempty"`
+	VerifySeconds float64 `json:"verify_seconds,omitempty"`
+	// MissingBytes are damaged in the repository, and Bad says where. Of very
+	// much damage Bad gives the whereabouts only: what is good between two damaged
+	// ranges may be in there, and was restored.
+	MissingBytes int64      `json:"missing_bytes,omitempty"`
+	Bad          []BadRange `json:"bad,omitempty"`
 }
 
 // BadRange is a run of bytes of a volume that could not be read back.

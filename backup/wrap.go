@@ -65,6 +65,8 @@ func wrapTarget(op, path string, err error) error {
 	switch {
 	case errors.Is(err, device.ErrInUse):
 		e.Kind, e.Remedy = ErrInUse, "unmount it, or end what holds it; nothing was written"
+	case errors.Is(err, fs.ErrExist):
+		e.Kind, e.Remedy = ErrExists, "name a new file, or say that this one may be written over; nothing was written"
 	case errors.Is(err, fs.ErrNotExist):
 		e.Remedy = "name an existing block device or file; nothing was written"
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):

@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +42,8 @@ type File struct {
 	size     int64
 	block    bool
 	align    int64
+	created  bool
+	noPunch  atomic.Bool // PUNCH_HOLE was refused once
 	buffered *os.File
 	direct   *os.File // nil when the file system has no O_DIRECT
 }
@@ -51,7 +55,8 @@ func OpenSource(path string) (*File, error) { return open(path, os.O_RDONLY) }
 type TargetOptions struct {
 	// Held says that the caller has the block device open exclusively already.
 	Held bool
-	// Create makes a regular file of Size bytes when nothing is there.
+	// Create makes a new regular file of Size bytes, all of it a hole. What is
+	// there already gives fs.ErrExist.
 	Create bool
 	Size   int64
 }
@@ -60,25 +65,37 @@ type TargetOptions struct {
 // opened exclusively, which fails with ErrInUse while it is mounted or otherwise
 // held.
 func OpenTarget(path string, o TargetOptions) (*File, error) {
-	if o.Create {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		switch {
-		case err == nil:
-			err := f.Truncate(o.Size)
-			f.Close()
-			if err != nil {
-				os.Remove(path)
-				return nil, fmt.Errorf("make a file of %d bytes: %w", o.Size, err)
-			}
-		case !errors.Is(err, fs.ErrExist):
-			return nil, err
-		}
-	}
 	flag := os.O_RDWR
 	if !o.Held {
 		flag |= os.O_EXCL
 	}
-	return open(path, flag)
+	if !o.Create {
+		return open(path, flag)
+	}
+	if err := create(path, o.Size); err != nil {
+		return nil, err
+	}
+	f, err := open(path, flag)
+	if err != nil {
+		os.Remove(path)
+		return nil, err
+	}
+	f.created = true
+	return f, nil
+}
+
+func create(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(size)
+	f.Close()
+	if err != nil {
+		os.Remove(path)
+		return fmt.Errorf("make a file of %d bytes: %w", size, err)
+	}
+	return nil
 }
 
 func open(path string, flag int) (*File, error) {
@@ -192,9 +209,17 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	return f.pick(p, off).WriteAt(p, off)
 }
 
-// Zero makes n bytes at off read as zeroes: by BLKZEROOUT on block devices, by
-// punching a hole in files, by writing where neither works. It does not go
-// beyond Size. A long run should be zeroed in pieces, as nothing ends one early.
+// Zero makes n bytes at off read as zeroes, and gives their space back where that
+// can be done: by a hole in files, and on block devices by a write of zeroes that
+// may unmap. Where the device or file system has neither, zeroes are written. It
+// does not go beyond Size. A long run should be zeroed in pieces, as nothing ends
+// one early.
+//
+// A plain discard is never used: afterwards a device may answer with zeroes, with
+// old data, or with either. fallocate(2) with PUNCH_HOLE is what asks a block
+// device to unmap and promises zeroes (block/fops.c, blkdev_fallocate: REQ_OP_WRITE_ZEROES
+// without NOUNMAP, or an error). BLKZEROOUT promises them too, but never unmaps.
+// Both drop what the page cache has of the range.
 func (f *File) Zero(off, n int64) error {
 	if off < 0 || n < 0 || off > f.size-n {
 		return fmt.Errorf("zero %d bytes at %d of %s: it ends at %d", n, off, f.path, f.size)
@@ -202,21 +227,40 @@ func (f *File) Zero(off, n int64) error {
 	if n == 0 {
 		return nil
 	}
-	var err error
-	if !f.block {
-		err = unix.Fallocate(int(f.buffered.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-	} else if off%f.align == 0 && n%f.align == 0 {
-		err = zeroOut(f.buffered, off, n)
-	} else {
-		err = unix.EOPNOTSUPP
+	aligned := off%f.align == 0 && n%f.align == 0
+	err := error(unix.EOPNOTSUPP)
+	if !f.noPunch.Load() && (aligned || !f.block) {
+		err = f.punch(off, n)
+		f.noPunch.Store(unsupported(err))
 	}
-	switch err {
-	case nil:
+	if unsupported(err) && f.block && aligned {
+		err = zeroOut(f.buffered, off, n)
+	}
+	switch {
+	case err == nil:
 		return nil
-	case unix.EOPNOTSUPP, unix.ENOSYS, unix.ENOTTY, unix.EINVAL:
+	case unsupported(err):
 		return f.writeZeroes(off, n)
 	}
 	return fmt.Errorf("zero %d bytes at %d of %s: %w", n, off, f.path, err)
+}
+
+func (f *File) punch(off, n int64) error {
+	for {
+		err := unix.Fallocate(int(f.buffered.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// unsupported tells whether an error means that there is no such operation here.
+func unsupported(err error) bool {
+	switch err {
+	case unix.EOPNOTSUPP, unix.ENOSYS, unix.ENOTTY, unix.EINVAL:
+		return true
+	}
+	return false
 }
 
 func (f *File) writeZeroes(off, n int64) error {
@@ -246,8 +290,49 @@ func zeroOut(f *os.File, off, n int64) error {
 	}
 }
 
-// Sync makes what was written durable.
-func (f *File) Sync() error { return f.buffered.Sync() }
+// Hole tells whether n bytes at off of a file are a hole, which reads as zeroes.
+// It is false when that can't be told, as on block devices.
+func (f *File) Hole(off, n int64) bool {
+	if f.block {
+		return false
+	}
+	// The position of the descriptor, which this moves, is used by nothing.
+	data, err := unix.Seek(int(f.buffered.Fd()), off, unix.SEEK_DATA)
+	return err == unix.ENXIO || err == nil && data >= off+n
+}
+
+// Sync makes what was written durable, and the name of a file that was created.
+func (f *File) Sync() error {
+	if err := f.buffered.Sync(); err != nil || !f.created {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(f.path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// Created tells whether OpenTarget made the file.
+func (f *File) Created() bool { return f.created }
+
+// Discard removes the file that OpenTarget made, unless another one has its name by
+// now. It does nothing to what was there before.
+func (f *File) Discard() error {
+	if !f.created {
+		return nil
+	}
+	a, err := f.buffered.Stat()
+	if err != nil {
+		return err
+	}
+	b, err := os.Lstat(f.path)
+	if err != nil || !os.SameFile(a, b) {
+		return err
+	}
+	return os.Remove(f.path)
+}
 
 // Close closes the file and gives up the claim on a block device.
 func (f *File) Close() error {

@@ -116,15 +116,26 @@ func TestOpenTargetCreates(t *testing.T) {
 	if _, err := OpenTarget(path, TargetOptions{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without Create: %v", err)
 	}
-	for _, size := range []int64{12345, 1} { // the second finds the first's file
-		f, err := OpenTarget(path, TargetOptions{Create: true, Size: size})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if f.Size() != 12345 {
-			t.Errorf("size is %d", f.Size())
-		}
-		f.Close()
+	f, err := OpenTarget(path, TargetOptions{Create: true, Size: 12345})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if f.Size() != 12345 || !f.Created() {
+		t.Errorf("size is %d, created is %v", f.Size(), f.Created())
+	}
+	if err := f.Sync(); err != nil {
+		t.Error(err)
+	}
+	if _, err := OpenTarget(path, TargetOptions{Create: true, Size: 1}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("created over another: %v", err)
+	}
+	link := path + "-link"
+	if err := os.Symlink(path+"-nowhere", link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenTarget(link, TargetOptions{Create: true, Size: 1}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("created through a link: %v", err)
 	}
 	big := filepath.Join(t.TempDir(), "big")
 	if _, err := OpenTarget(big, TargetOptions{Create: true, Size: 1 << 62}); err == nil {
@@ -132,6 +143,73 @@ func TestOpenTargetCreates(t *testing.T) {
 	}
 	if _, err := os.Stat(big); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("left behind: %v", err)
+	}
+}
+
+// Only what it made itself is removed, and only while it has its name.
+func TestDiscard(t *testing.T) {
+	old := file(t, []byte("old"))
+	f, err := OpenTarget(old, TargetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Discard(); err != nil {
+		t.Error(err)
+	}
+	made := filepath.Join(t.TempDir(), "new")
+	g, err := OpenTarget(made, TargetOptions{Create: true, Size: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := os.Rename(old, made); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Discard(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(made); string(got) != "old" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := os.Remove(made); err != nil {
+		t.Fatal(err)
+	}
+	h, err := OpenTarget(made, TargetOptions{Create: true, Size: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.Discard(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(made); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left behind: %v", err)
+	}
+}
+
+func TestHole(t *testing.T) {
+	f, err := OpenTarget(filepath.Join(t.TempDir(), "new"), TargetOptions{Create: true, Size: 64 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("data"), 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		off, n int64
+		want   bool
+	}{{0, 16 << 20, true}, {0, 64 << 20, false}, {32 << 20, 1, false}, {48 << 20, 16 << 20, true}, {31 << 20, 2 << 20, false}} {
+		if got := f.Hole(c.off, c.n); got != c.want {
+			t.Errorf("hole of %d at %d is %v", c.n, c.off, got)
+		}
+	}
+	if err := f.Zero(32<<20, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if !f.Hole(0, 64<<20) {
+		t.Error("what was zeroed is no hole")
 	}
 }
 
