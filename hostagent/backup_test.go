@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -208,6 +209,55 @@ func TestRestoreOntoDetached(t *testing.T) {
 	_, err = w.svc.Attach(t.Context(), "a-spare", api.AttachRequest{})
 	must(t, err)
 	w.holds("a-spare", 1)
+}
+
+// Damage does not stop a restore unless that is asked for; what a volume holds then
+// does not count as the backup. A recovery does not swap such a volume in.
+func TestRestoreAroundDamage(t *testing.T) {
+	w := newWorld(t, 100, "a", "a-spare")
+	b := w.backup("a")
+	packs, err := filepath.Glob(filepath.Join(w.path, "packs/*/*"))
+	must(t, err)
+	for _, path := range packs {
+		st, err := os.Stat(path)
+		must(t, err)
+		if st.Size() > 1<<20 { // not the table
+			must(t, os.Truncate(path, st.Size()/2))
+		}
+	}
+	w.write("a-spare", 77)
+	o := RestoreOptions{Service: w.svc, Repo: w.repo, Backup: "latest", Volume: "a-spare", VerifyAfter: true}
+	res, err := Restore(t.Context(), o)
+	var damaged *backup.DamagedError
+	if !errors.As(err, &damaged) || damaged.Stopped || res.Incomplete || res.DataBytes == 0 || res.MissingBytes == 0 {
+		t.Errorf("%v, %+v", err, res)
+	}
+	if w.show("a-spare").Position.DescendsFrom == b.ID {
+		t.Error("the volume counts as the backup")
+	}
+	o.StopAtDamage = true
+	_, err = Restore(t.Context(), o)
+	if !errors.As(err, &damaged) || !damaged.Stopped {
+		t.Error(err)
+	}
+	_, err = Recover(t.Context(), RecoverOptions{Service: w.svc, Repo: w.repo, Volumes: []string{"a"}, From: "latest"})
+	if !errors.As(err, &damaged) || !damaged.Stopped {
+		t.Error(err)
+	}
+	w.holds("a", 1)
+}
+
+// An older copy is brought up to date by what differs.
+func TestRestoreDelta(t *testing.T) {
+	w := newWorld(t, 100, "a", "a-spare")
+	b := w.backup("a")
+	w.write("a-spare", 1)
+	res, err := Restore(t.Context(), RestoreOptions{Service: w.svc, Repo: w.repo, Backup: "latest", Volume: "a-spare", Delta: true})
+	must(t, err)
+	w.holds("a-spare", 1)
+	if res.UnchangedBytes != size || w.show("a-spare").Position.DescendsFrom != b.ID {
+		t.Errorf("%+v", res)
+	}
 }
 
 func TestRestoreRefusals(t *testing.T) {

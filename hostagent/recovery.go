@@ -258,7 +258,8 @@ func (r *recovery) restore(ctx context.Context) error {
 		s := &r.spares[i]
 		res, err := restoreOnto(ctx, &s.Volume, r.backup, r.images[i], RestoreOptions{
 			Service: r.o.Service, Repo: r.o.Repo,
-			VerifyAfter: r.o.VerifyAfter, Progress: r.o.Progress, Logger: r.o.Logger,
+			// A volume with holes in it is not swapped in.
+			StopAtDamage: true, VerifyAfter: r.o.VerifyAfter, Progress: r.o.Progress, Logger: r.o.Logger,
 		})
 		r.result.Volumes[i].Restore = res
 		r.result.Volumes[i].GoodPosition = s.Volume.Position.ID

@@ -31,6 +31,11 @@ type RestoreOptions struct {
 	// Overwrite allows a target that is not an unused volume, see the package
 	// documentation. A target that is held or in quarantine is refused anyway.
 	Overwrite bool
+	// Delta writes only what differs from the backup, see [backup.RestoreOptions].
+	Delta bool
+	// StopAtDamage ends the restore at the first damaged chunk instead of
+	// restoring everything else.
+	StopAtDamage bool
 	// VerifyAfter reads the target back from the disk and compares.
 	VerifyAfter bool
 	Progress    func(backup.Progress)
@@ -40,7 +45,9 @@ type RestoreOptions struct {
 // Restore brings a volume of a backup back onto a volume. A target without a
 // block device gets one for the time of the restore. The device is held
 // exclusively meanwhile. When Restore fails half-way the target's content is
-// neither the old nor the new one, and the error says so.
+// neither the old nor the new one, and the error and the result say so. When it
+// ends with a [*backup.DamagedError] that is not Stopped, all that could be read is
+// back; the volume then does not count as descending from the backup.
 func Restore(ctx context.Context, o RestoreOptions) (backup.RestoreResult, error) {
 	var none backup.RestoreResult
 	first, err := o.Service.Volume(ctx, o.Volume)
@@ -126,16 +133,16 @@ func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from 
 		Backup: b.ID, Volume: imageName(b, from), Target: target.Device,
 		// A volume that grew after the backup gets the image it had then; its
 		// tail reads as zeroes.
-		AllowLarger:  from.Size < target.Size,
-		StopAtDamage: true,
-		VerifyAfter:  o.VerifyAfter, Progress: o.Progress, Logger: o.Logger,
+		AllowLarger: from.Size < target.Size,
+		Delta:       o.Delta, StopAtDamage: o.StopAtDamage,
+		VerifyAfter: o.VerifyAfter, Progress: o.Progress, Logger: o.Logger,
 	})
 	if changed != nil {
 		return none, fmt.Errorf("restore backup %s onto volume %s: %w", b.ID, full(*target), changed)
 	}
 	if err != nil {
 		err = fmt.Errorf("restore backup %s onto volume %s: %w", b.ID, full(*target), err)
-		if !errors.Is(err, backup.ErrInUse) {
+		if result.Incomplete {
 			err = fmt.Errorf("%w\n  volume %s holds an incomplete image now", err, full(*target))
 		}
 		return result, err

@@ -20,12 +20,14 @@ const (
 	exitNotFound    = 3
 	exitInUse       = 4
 	exitRefused     = 5
+	exitPartial     = 6
 	exitInterrupted = 130 // as shells report a command that SIGINT ended
 )
 
 const exitCodeHelp = `
 Exit codes: 0 done, 1 failed (or a check found something), 2 bad arguments,
-  3 no such thing, 4 busy or in use, 5 refused for safety, 130 interrupted
+  3 no such thing, 4 busy or in use, 5 refused for safety, 6 restored but for
+  what is damaged in the repository, 130 interrupted
 `
 
 // Codes of errors that only the command line knows, beside the API's.
