@@ -25,25 +25,9 @@ func (v volume) tree(t *testing.T, s *nodes) Tree {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := NewBuilder(shape, func(node []byte) (format.Ref, error) {
-		r, err := s.put(node)
-		copy(r.Hash[:], fmt.Appendf(nil, "node %d", r.Offset)) // a name of its own, whatever is in it
-		for i, n := range *s {
-			if slices.Equal(n, node) {
-				r.Hash = format.Hash{}
-				copy(r.Hash[:], fmt.Appendf(nil, "node %d", i+1))
-				break
-			}
-		}
-		return r, err
-	})
-	for i, c := range v.chunks {
-		var r format.Ref
-		if c != 0 {
-			n := uint32(shape.Covers(1, int64(i)*chunk))
-			r = format.Ref{Hash: format.Hash{c, byte(n), byte(n >> 8), 1}, Stored: n, Length: n, Kind: format.KindChunk}
-		}
-		if err := b.Append(r); err != nil {
+	b := NewBuilder(shape, nil, s.putNamed)
+	for i := range v.chunks {
+		if err := b.Append(v.ref(shape, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -52,6 +36,29 @@ func (v volume) tree(t *testing.T, s *nodes) Tree {
 		t.Fatal(err)
 	}
 	return Tree{shape, root, s.read}
+}
+
+// ref is the entry of the i-th chunk.
+func (v volume) ref(shape format.Shape, i int) (r format.Ref) {
+	if c := v.chunks[i]; c != 0 {
+		n := uint32(shape.Covers(1, int64(i)*chunk))
+		r = format.Ref{Hash: format.Hash{c, byte(n), byte(n >> 8), 1}, Stored: n, Length: n, Kind: format.KindChunk}
+	}
+	return r
+}
+
+// putNamed is put with a hash by what is in the node.
+func (s *nodes) putNamed(node []byte, before format.Ref) (format.Ref, error) {
+	r, err := s.put(node, before)
+	copy(r.Hash[:], fmt.Appendf(nil, "node %d", r.Offset))
+	for i, n := range *s {
+		if slices.Equal(n, node) {
+			r.Hash = format.Hash{}
+			copy(r.Hash[:], fmt.Appendf(nil, "node %d", i+1))
+			break
+		}
+	}
+	return r, err
 }
 
 // want is what Diff has to find, by comparing everything.

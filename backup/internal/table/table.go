@@ -8,20 +8,29 @@ import (
 	"github.com/swapback/swapback/backup/internal/format"
 )
 
-// Builder makes the table of one volume from its chunks in order. It holds one
-// node per level in memory. It is for one goroutine.
+// Builder makes the table of one volume from its chunks in order, and, where it is
+// told to, from the entries of another table. It holds one node per level in memory,
+// and one of the other table's. It is for one goroutine.
 type Builder struct {
 	shape format.Shape
-	put   func(node []byte) (format.Ref, error)
+	put   Put
+	base  *Cursor
 	nodes [][]byte // of each level, from 1: the node being filled
 	used  []bool   // whether it has an entry that is not zero
 	done  int64    // bytes of the volume seen
+	root  format.Ref
+	whole bool // the root is the base's
 }
 
-// NewBuilder returns a Builder that stores nodes with put. put does not keep its
-// argument.
-func NewBuilder(shape format.Shape, put func(node []byte) (format.Ref, error)) *Builder {
-	return &Builder{shape: shape, put: put, nodes: make([][]byte, shape.Levels), used: make([]bool, shape.Levels)}
+// Put stores a node, which it does not keep. before is what the base has in the
+// node's place; when that is the very same node it need not be stored again. It is
+// zero where the base has nothing there.
+type Put func(node []byte, before format.Ref) (format.Ref, error)
+
+// NewBuilder returns a Builder that stores nodes with put. base, which may be nil,
+// is the table that CopyTo takes entries from, and is used by nobody else.
+func NewBuilder(shape format.Shape, base *Cursor, put Put) *Builder {
+	return &Builder{shape: shape, put: put, base: base, nodes: make([][]byte, shape.Levels), used: make([]bool, shape.Levels)}
 }
 
 // Append adds the next chunk; the zero Ref stands for a chunk of zeroes.
@@ -31,6 +40,42 @@ func (b *Builder) Append(r format.Ref) error {
 	}
 	b.done += b.shape.Covers(1, b.done)
 	return b.add(1, r)
+}
+
+// CopyTo takes the base's entries over for everything up to off, the beginning of a
+// chunk or the end of the volume. It does not read the nodes below an entry that it
+// can take over as it is.
+func (b *Builder) CopyTo(off int64) error {
+	for b.done < off {
+		level := b.highest(off)
+		if level == 0 {
+			return fmt.Errorf("table of %d bytes: there is nothing to take over at %d", b.shape.Size, b.done)
+		}
+		r, err := b.base.Entry(level, b.done)
+		if err != nil {
+			return err
+		}
+		b.done += b.shape.Covers(level, b.done)
+		if level > b.shape.Levels {
+			b.root, b.whole = r, true
+		} else if err := b.add(level, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// highest returns the highest level of which the base has an entry that begins
+// where the table ends now, ends at off or before, and means the same in both; 0
+// when there is none.
+func (b *Builder) highest(off int64) (level int) {
+	for l := 1; b.base != nil && l <= b.shape.Levels+1 && b.done%b.shape.Span(l-1) == 0; l++ {
+		if !Shares(b.shape, b.base.Shape(), l, b.done) || b.done+b.shape.Covers(l, b.done) > off {
+			break
+		}
+		level = l
+	}
+	return level
 }
 
 // add puts an entry into the level's node and stores the node when it is full.
@@ -56,7 +101,14 @@ func (b *Builder) close(level int) error {
 func (b *Builder) store(level int) (r format.Ref, err error) {
 	i := level - 1
 	if b.used[i] {
-		if r, err = b.put(b.nodes[i]); err != nil {
+		var before format.Ref
+		start := b.done - 1 - (b.done-1)%b.shape.Span(level)
+		if b.base != nil && Shares(b.shape, b.base.Shape(), level+1, start) {
+			if before, err = b.base.Entry(level+1, start); err != nil {
+				return r, err
+			}
+		}
+		if r, err = b.put(b.nodes[i], before); err != nil {
 			return r, err
 		}
 	}
@@ -68,6 +120,9 @@ func (b *Builder) store(level int) (r format.Ref, err error) {
 func (b *Builder) Finish() (root format.Ref, err error) {
 	if b.done < b.shape.Size {
 		return root, fmt.Errorf("table of %d bytes ends at %d", b.shape.Size, b.done)
+	}
+	if b.whole {
+		return b.root, nil
 	}
 	for level := 1; level < b.shape.Levels; level++ {
 		if len(b.nodes[level-1]) > 0 {

@@ -14,7 +14,7 @@ const chunk = format.MinChunk
 // nodes is a store of nodes in memory. A node's offset is its number.
 type nodes [][]byte
 
-func (s *nodes) put(node []byte) (format.Ref, error) {
+func (s *nodes) put(node []byte, _ format.Ref) (format.Ref, error) {
 	*s = append(*s, append([]byte(nil), node...))
 	n := uint32(len(node))
 	return format.Ref{Offset: uint32(len(*s)), Stored: n, Length: n, Kind: format.KindNode}, nil
@@ -37,7 +37,7 @@ func build(t *testing.T, s *nodes, chunks, tail int64, zero func(i int64) bool) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := NewBuilder(shape, s.put)
+	b := NewBuilder(shape, nil, s.put)
 	for i := range shape.Chunks() {
 		var r format.Ref
 		if !zero(i) {
@@ -115,7 +115,7 @@ func TestBuilderCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	var s nodes
-	b := NewBuilder(shape, s.put)
+	b := NewBuilder(shape, nil, s.put)
 	for i := range 2 {
 		if _, err := b.Finish(); err == nil {
 			t.Errorf("finish after %d of 2 chunks succeeded", i)
