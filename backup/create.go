@@ -28,8 +28,14 @@ func parallel(n int) int {
 	return min(n, maxParallel)
 }
 
-// Create takes one backup of all sources. When it returns an error there is no
-// backup, and what had been written of it is removed as far as that is possible.
+// Create takes one backup of all sources. Of a source with Changes it reads those,
+// and takes everything else over from the backup that they count from; when that
+// can't be proved to be what it should be, it reads all of the source, and the
+// backup's FullBecause says why.
+//
+// When it returns an error there is no backup, and what had been written of it is
+// removed as far as that is possible. A [MissedError] is the exception: the backup
+// that comes with it is there, and right.
 func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptions) (Backup, error) {
 	start := time.Now()
 	names := make([]string, len(sources))
@@ -76,13 +82,18 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 	}
 	defer c.close()
 	failpoint.Hit("backup: session begun")
-	if err := c.reuse.load(ctx, r, sources); err != nil {
+	if err := c.prepare(ctx, sources); err != nil {
 		return Backup{}, wrap(op, err)
 	}
 	b.Volumes, err = c.volumes(ctx, sources, files)
 	if errors.Is(err, errPoisoned) {
 		log.Warn("beginning anew without using chunks of earlier backups again", "err", err)
 		c.reuse.distrust()
+		for i, s := range sources {
+			if c.plans[i].base != nil {
+				c.plans[i] = fullPlan(s.Volume, err.Error())
+			}
+		}
 		b.Volumes, err = c.volumes(ctx, sources, files)
 	}
 	if err == nil {
@@ -95,6 +106,9 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 	}
 	log.Info("backup is complete", "backup", b.ID, "repository", r.Location(),
 		"size", b.Size(), "stored", b.StoredBytes(), "duration", time.Since(start))
+	if len(c.missed) > 0 {
+		return b, &MissedError{Backup: b.ID, Volumes: c.missed}
+	}
 	return b, nil
 }
 
@@ -148,6 +162,10 @@ type creation struct {
 	chunks   *pack.Writer
 	nodes    *pack.Writer
 	stored   []int64 // of each source; a second attempt adds to the first's
+	plans    []plan  // of each source
+	loaded   bool    // what earlier backups hold is known
+	missed   []Missed
+	cache    *nodeCache // nil until there is a base
 
 	// For nodes; every worker has its own.
 	comp   *codec.Compressor
@@ -178,22 +196,67 @@ func (c *creation) close() {
 	c.nodes.Abort()
 	c.comp.Close()
 	c.reader.Close()
+	if c.cache != nil {
+		c.cache.reader.Close()
+	}
+}
+
+// prepare finds out what of each source is to be read, and what of the repository is
+// worth knowing for that.
+func (c *creation) prepare(ctx context.Context, sources []Source) error {
+	for _, s := range sources {
+		p, err := c.plan(ctx, s)
+		if err != nil {
+			return err
+		}
+		c.plans = append(c.plans, p)
+		if p.base == nil {
+			continue
+		}
+		if err := c.reuse.loadBase(ctx, c.reader, p.base.volume, p.bytes/c.r.config.ChunkSize); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(c.plans, func(p plan) bool { return p.base == nil }) {
+		return c.load(ctx, sources)
+	}
+	return nil
+}
+
+// load has reuse know what earlier backups hold. That takes as long as they are
+// large, so it is done for a full backup only.
+func (c *creation) load(ctx context.Context, sources []Source) error {
+	if c.loaded {
+		return nil
+	}
+	c.loaded = true
+	return c.reuse.load(ctx, c.r, sources)
+}
+
+// left is how many bytes are to be read from the i-th source on.
+func (c *creation) left(i int) (n int64) {
+	for _, p := range c.plans[i:] {
+		n += p.bytes
+	}
+	return n
 }
 
 // volumes stores all sources.
 func (c *creation) volumes(ctx context.Context, sources []Source, files []*device.File) ([]BackupVolume, error) {
-	var total int64
-	for _, s := range sources {
-		total += s.Volume.Size
-	}
-	c.progress = track(PhaseBackup, total, -1, c.o.Progress)
+	c.missed = nil
+	c.progress = track(PhaseBackup, c.left(0), -1, c.o.Progress)
 	defer c.progress.finish()
 	volumes := make([]BackupVolume, len(sources))
-	for i, s := range sources {
-		v := &volumes[i]
-		*v = BackupVolume{VolumeRef: s.Volume, ChunkSize: c.r.config.ChunkSize, StoredBytes: c.stored[i]}
-		err := c.volume(ctx, v, files[i])
-		c.stored[i] = v.StoredBytes
+	for i := range sources {
+		err := c.attempt(ctx, sources[i], &volumes[i], files[i], i)
+		if why := notProved(err); why != nil {
+			// All of this source is read after all.
+			c.plans[i] = fullPlan(sources[i].Volume, fmt.Sprintf("backup %s, which it was to be made against, is damaged: %v", c.plans[i].base.id, why))
+			c.progress.total.Store(c.progress.done.Load() + c.left(i))
+			if err = c.load(ctx, sources); err == nil {
+				err = c.attempt(ctx, sources[i], &volumes[i], files[i], i)
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -201,19 +264,58 @@ func (c *creation) volumes(ctx context.Context, sources []Source, files []*devic
 	return volumes, nil
 }
 
-// volume stores one source: chunks, then what is left of its table.
-func (c *creation) volume(ctx context.Context, v *BackupVolume, f *device.File) error {
+// attempt stores the i-th source by its plan.
+func (c *creation) attempt(ctx context.Context, s Source, v *BackupVolume, f *device.File, i int) error {
+	p := &c.plans[i]
+	*v = BackupVolume{VolumeRef: s.Volume, ChunkSize: c.r.config.ChunkSize, StoredBytes: c.stored[i], FullBecause: p.why}
+	log := c.log.With("volume", s.Volume.name())
+	switch {
+	case p.base != nil:
+		v.Base = p.base.id
+		log.Info("backup is incremental", "base", v.Base, "bytes", p.bytes)
+	case p.why != "":
+		log.Warn("backup is a full one", "because", p.why)
+	}
+	missed, err := c.volume(ctx, v, f, p)
+	c.stored[i] = v.StoredBytes
+	if err == nil && missed.Bytes > 0 {
+		c.missed = append(c.missed, missed)
+	}
+	return err
+}
+
+// volume stores one source: chunks, then what is left of its table. It returns what
+// has changed although that was said to be unchanged.
+func (c *creation) volume(ctx context.Context, v *BackupVolume, f *device.File, p *plan) (missed Missed, err error) {
+	missed = Missed{Volume: v.name(), Base: v.Base}
 	shape, err := format.ShapeOf(v.Size, v.ChunkSize)
 	if err != nil {
-		return err
+		return missed, err
 	}
-	tree := table.NewBuilder(shape, func(node []byte) (format.Ref, error) { return c.node(ctx, v, node) })
-	runs := chunkRuns([]Range{{0, v.Size}}, v.Size, v.ChunkSize)
-	err = c.readChunks(ctx, f, runs, func(ck *chunk) error {
+	var taken int64 // data that is taken over from the base
+	if p.base != nil {
+		taken = p.base.volume.DataBytes
+	}
+	tree := table.NewBuilder(shape, p.cursor(), func(node []byte, was format.Ref) (format.Ref, error) {
+		return c.node(ctx, v, node, was)
+	})
+	err = c.readChunks(ctx, f, p, func(ck *chunk) error {
+		if err := tree.CopyTo(ck.off); err != nil {
+			return err
+		}
 		n := int64(len(ck.plain))
+		v.ReadBytes += n
 		c.progress.done.Add(n)
+		if was := ck.before; p.base != nil {
+			taken -= int64(was.ref.Length)
+			if !was.sameAs(ck) {
+				v.ChangedBytes += n
+				if was.clean {
+					missed.add(ck.off, n)
+				}
+			}
+		}
 		if ck.zero {
-			v.ZeroBytes += n
 			c.progress.zero.Add(n)
 			return tree.Append(format.Ref{})
 		}
@@ -225,14 +327,23 @@ func (c *creation) volume(ctx context.Context, v *BackupVolume, f *device.File) 
 		return tree.Append(ref)
 	})
 	if err != nil {
-		return err
+		return missed, err
+	}
+	if err := tree.CopyTo(v.Size); err != nil {
+		return missed, err
 	}
 	root, err := tree.Finish()
 	if err != nil {
-		return err
+		return missed, err
 	}
+	if taken < 0 || taken > v.Size-v.ReadBytes {
+		return missed, fmt.Errorf("%w: by its table it would have %d bytes of data in %d", errFigures, taken, v.Size-v.ReadBytes)
+	}
+	v.DataBytes += taken
+	v.ReusedBytes += taken
+	v.ZeroBytes = v.Size - v.DataBytes
 	v.Table = tableOf(root)
-	return nil
+	return missed, nil
 }
 
 // chunk stores a chunk that is not all zero, if it is not there yet.
@@ -252,9 +363,14 @@ func (c *creation) chunk(ctx context.Context, v *BackupVolume, ck *chunk) (forma
 	return c.add(ctx, v, c.chunks, ck.ref, ck.payload)
 }
 
-// node stores a node, if it is not there yet.
-func (c *creation) node(ctx context.Context, v *BackupVolume, node []byte) (format.Ref, error) {
+// node stores a node, if it is not there yet. was is what the base has in its place.
+func (c *creation) node(ctx context.Context, v *BackupVolume, node []byte, was format.Ref) (format.Ref, error) {
 	hash := c.r.hash(node)
+	if !was.IsZero() && was.Hash == hash {
+		if ok, err := c.reuse.usable(ctx, c.reader, was, make([]byte, len(node))); ok || err != nil {
+			return was, err
+		}
+	}
 	ref, ok, err := c.reuse.find(ctx, c.reader, hash, format.KindNode, len(node), make([]byte, len(node)))
 	if ok || err != nil {
 		return ref, err

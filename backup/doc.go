@@ -17,6 +17,12 @@
 // manifest is written, and only then does the backup exist: a crash before
 // leaves packs that no manifest names, which [Repository.Prune] removes.
 //
+// A source may come with Changes: what may differ from an earlier backup, its base.
+// Then only that is read, and the entries of the base's table are taken over for
+// everything else, whole subtrees at once. Time, memory and requests follow what
+// changed and not the size of the volume. See base.go for what has to be proved of
+// the base; without that the backup is a full one, and says why.
+//
 // Every backup carries its whole table. Restoring never walks a chain of
 // backups, and deleting one never breaks another; backups share chunks and
 // nodes by naming the same place in the same pack.

@@ -27,6 +27,7 @@ var (
 	ErrSecret        = errors.New("no usable secret")
 	ErrLocked        = errors.New("repository is encrypted, and the secret does not open it")
 	ErrNotEncrypted  = errors.New("repository is not encrypted")
+	ErrMissed        = errors.New("changes were missed")
 )
 
 // Error says what was attempted, on which object, what went wrong and what to
@@ -119,3 +120,52 @@ func (e *DamagedError) Error() string {
 
 // Unwrap returns ErrDamaged.
 func (e *DamagedError) Unwrap() error { return ErrDamaged }
+
+// MissedError says what [CreateOptions].VerifyUnchanged found: parts of volumes
+// that differ from the backup they were compared with although Changes call them
+// unchanged. It matches [ErrMissed]. The backup that comes with it is whole and
+// right; earlier incremental ones of the volume may lack what was missed.
+type MissedError struct {
+	Backup  string
+	Volumes []Missed
+}
+
+// Missed is what was missed of one volume.
+type Missed struct {
+	Volume string  `json:"volume"`
+	Base   string  `json:"base"`   // the backup that it was compared with
+	Bytes  int64   `json:"bytes"`  // in chunks that differ
+	Ranges []Range `json:"ranges"` // the first of them, in order, in whole chunks
+	More   bool    `json:"more"`   // there are more than Ranges
+}
+
+// add notes n bytes at off, behind everything noted so far.
+func (m *Missed) add(off, n int64) {
+	m.Bytes += n
+	if last := len(m.Ranges) - 1; last >= 0 && m.Ranges[last].Offset+m.Ranges[last].Length == off {
+		m.Ranges[last].Length += n
+	} else if len(m.Ranges) < maxMissed {
+		m.Ranges = append(m.Ranges, Range{off, n})
+	} else {
+		m.More = true
+	}
+}
+
+func (e *MissedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "backup %s is complete and right, but %v:", e.Backup, ErrMissed)
+	for _, m := range e.Volumes {
+		fmt.Fprintf(&b, "\n  volume %s: %d bytes differ from backup %s and were said to be unchanged:", m.Volume, m.Bytes, m.Base)
+		for _, r := range m.Ranges[:min(len(m.Ranges), damagedShown)] {
+			fmt.Fprintf(&b, "\n    bytes %d-%d", r.Offset, r.Offset+r.Length-1)
+		}
+		if m.More || len(m.Ranges) > damagedShown {
+			b.WriteString("\n    and more")
+		}
+	}
+	b.WriteString("\n  keep this backup; incremental ones made before it may lack these changes, so compare what you restore from them")
+	return b.String()
+}
+
+// Unwrap returns ErrMissed.
+func (e *MissedError) Unwrap() error { return ErrMissed }

@@ -22,6 +22,12 @@ func FuzzManifest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(body)
+	b.Volumes[0].Base, b.Volumes[0].ReadBytes, b.Volumes[0].ChangedBytes = b.ID, 100, 50
+	if body, err = json.Marshal(b); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(body)
+	b.Volumes[0].Base, b.Volumes[0].ChangedBytes, b.Volumes[0].FullBecause = "", 0, "nothing is known"
 	b.Volumes[0].Table = Table{}
 	b.Volumes[0].Size, b.Volumes[0].DataBytes, b.Volumes[0].ZeroBytes = format.MaxVolume, 0, format.MaxVolume
 	if body, err = json.Marshal(b); err != nil {
@@ -65,6 +71,9 @@ func FuzzManifest(f *testing.F) {
 			t.Errorf("%s\ncomes back as\n%s\n%v", again, twice, err)
 		}
 		for _, v := range b.Volumes {
+			if v.Base != "" && !validID(v.Base) || len(v.FullBecause) > maxBecause || v.ReadBytes > v.Size || v.ChangedBytes > v.ReadBytes {
+				t.Errorf("made against %q because %.100q, %d read, %d changed", v.Base, v.FullBecause, v.ReadBytes, v.ChangedBytes)
+			}
 			shape, root, err := v.table()
 			if err != nil {
 				t.Fatal(err)

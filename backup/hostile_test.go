@@ -195,7 +195,7 @@ func (h *hostile) table(size int64, entries ...format.Ref) {
 func (h *hostile) volume(size int64, root format.Ref) {
 	h.backup(func(b *Backup) {
 		v := &b.Volumes[0]
-		v.Size, v.DataBytes, v.ZeroBytes, v.ReusedBytes, v.Table = size, size, 0, 0, tableOf(root)
+		v.Size, v.DataBytes, v.ZeroBytes, v.ReusedBytes, v.ReadBytes, v.Table = size, size, 0, 0, 0, tableOf(root)
 	})
 }
 
@@ -231,6 +231,10 @@ func (h *hostile) use(ctx context.Context) string {
 	say("verify", err)
 	_, err = r.Create(ctx, []Source{{Path: h.target, Volume: h.b.Volumes[0].VolumeRef}}, CreateOptions{Parallel: 2})
 	say("create", err)
+	volume := h.b.Volumes[0].VolumeRef
+	volume.Size = 0
+	_, err = r.Create(ctx, []Source{{Path: h.target, Volume: volume, Changes: &Changes{Base: h.b.ID, Ranges: []Range{{0, 1}}}}}, CreateOptions{Parallel: 2})
+	say("create over it", err)
 	_, err = r.Prune(ctx)
 	say("prune", err)
 	_, _, err = r.Delete(ctx, h.b.ID)
@@ -317,7 +321,7 @@ func TestHostileRepository(t *testing.T) {
 		"figures that overflow": {func(h *hostile) {
 			h.backup(func(b *Backup) {
 				v := b.Volumes[0]
-				v.Size, v.DataBytes, v.ZeroBytes, v.ReusedBytes, v.Table = format.MaxVolume, 0, format.MaxVolume, 0, Table{}
+				v.Size, v.DataBytes, v.ZeroBytes, v.ReusedBytes, v.ReadBytes, v.Table = format.MaxVolume, 0, format.MaxVolume, 0, 0, Table{}
 				for range maxVolumes - 1 {
 					b.Volumes = append(b.Volumes, v)
 				}

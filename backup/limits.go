@@ -23,6 +23,10 @@ const (
 	// maxOther bounds what a verification tells of packs. A few nodes can name
 	// one chunk as often as they like.
 	maxOther = 1000
+	// maxMissed bounds the ranges that a MissedError names of one volume.
+	maxMissed = 1000
+	// maxBecause bounds the text that says why a backup is a full one, in bytes.
+	maxBecause = 1000
 )
 
 // manifest is how a Backup is decoded: two bytes of JSON can be a volume, which
@@ -98,7 +102,7 @@ func decodeList[T any](l *[]T, text []byte, most int) error {
 func (b Backup) checkTexts() error {
 	texts := append([]string{b.Job, b.Step}, b.Tags...)
 	for _, v := range b.Volumes {
-		texts = append(texts, v.Pool, v.Name, v.UUID, v.PositionID)
+		texts = append(texts, v.Pool, v.Name, v.UUID, v.PositionID, v.FullBecause)
 	}
 	for _, s := range texts {
 		if strings.ContainsFunc(s, unicode.IsControl) {
@@ -122,6 +126,10 @@ func (b Backup) checkCounts() error {
 		if v.DataBytes < 0 || v.ZeroBytes < 0 || v.DataBytes > v.Size || v.DataBytes+v.ZeroBytes != v.Size ||
 			v.ReusedBytes < 0 || v.ReusedBytes > v.DataBytes || v.StoredBytes < 0 || v.StoredBytes > math.MaxInt64/maxVolumes {
 			return fmt.Errorf("%w: the figures of volume %d do not add up", format.ErrCorrupt, i)
+		}
+		if v.ReadBytes < 0 || v.ReadBytes > v.Size || v.ChangedBytes < 0 || v.ChangedBytes > v.ReadBytes ||
+			v.Base == "" && v.ChangedBytes != 0 || v.Base != "" && (!validID(v.Base) || v.FullBecause != "") || len(v.FullBecause) > maxBecause {
+			return fmt.Errorf("%w: what volume %d was made against does not add up", format.ErrCorrupt, i)
 		}
 		if sum += v.Size; sum < 0 {
 			return fmt.Errorf("%w: its volumes have more bytes than can be counted", format.ErrCorrupt)

@@ -3,7 +3,6 @@ package backup
 import (
 	"context"
 	"fmt"
-	"iter"
 
 	"golang.org/x/sync/errgroup"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/swapback/swapback/backup/internal/format"
 	"github.com/swapback/swapback/backup/internal/pack"
 	"github.com/swapback/swapback/backup/internal/seal"
+	"github.com/swapback/swapback/backup/internal/table"
 )
 
 // batchBytes is how much a worker reads at once; chunks that are larger are read
@@ -21,6 +21,7 @@ const batchBytes = 1 << 20
 // chunk is what a worker found out about a chunk.
 type chunk struct {
 	off     int64 // in the volume
+	before  before
 	plain   []byte
 	zero    bool
 	reused  bool       // ref is where it lies already
@@ -32,6 +33,7 @@ type chunk struct {
 // memory of the pipeline is in the batches.
 type batch struct {
 	off    int64
+	before []before // of each chunk; empty without a base
 	plain  []byte   // what was read; part of mem
 	mem    []byte   // aligned
 	chunks []chunk  // of plain
@@ -40,9 +42,8 @@ type batch struct {
 	done   chan struct{}
 }
 
-// readChunks reads the runs of f, which are whole chunks in order, and calls
-// collect for every chunk in order, one at a time. No call is under way when it
-// returns.
+// readChunks reads what the plan says of f and calls collect for every chunk in
+// order, one at a time. No call is under way when it returns.
 //
 //	feeder ──► work ──► workers (read, zero test, hash, look up, compress)
 //	   └─────► order ─────────────► collector ──► free ──► feeder
@@ -50,7 +51,7 @@ type batch struct {
 // A batch is in both queues at once: workers take it from work, the collector
 // takes it from order and waits until its worker is done. Memory is bounded by
 // the number of batches.
-func (c *creation) readChunks(ctx context.Context, f *device.File, runs iter.Seq[Range], collect func(*chunk) error) error {
+func (c *creation) readChunks(ctx context.Context, f *device.File, p *plan, collect func(*chunk) error) error {
 	workers := parallel(c.o.Parallel)
 	chunkSize := c.r.config.ChunkSize
 	size := max(chunkSize, batchBytes)
@@ -67,11 +68,15 @@ func (c *creation) readChunks(ctx context.Context, f *device.File, runs iter.Seq
 	g.Go(func() error { // feeder
 		defer close(work)
 		defer close(order)
-		for run := range runs {
+		cursor := p.cursor()
+		for run := range chunkRuns(p.read, f.Size(), chunkSize) {
 			for end := run.Offset + run.Length; run.Offset < end; run.Offset += size {
 				select {
 				case b := <-free:
 					b.off, b.plain = run.Offset, b.mem[:min(size, end-run.Offset)]
+					if err := b.lookBack(p, cursor, chunkSize); err != nil {
+						return err
+					}
 					order <- b
 					work <- b
 				case <-ctx.Done():
@@ -122,6 +127,19 @@ func (c *creation) readChunks(ctx context.Context, f *device.File, runs iter.Seq
 	return g.Wait()
 }
 
+// lookBack finds what the base has in the place of each of the batch's chunks.
+func (b *batch) lookBack(p *plan, cursor *table.Cursor, chunkSize int64) error {
+	b.before = b.before[:0]
+	for n := int64(len(b.plain)); cursor != nil && n > 0; n -= chunkSize {
+		was, err := p.before(cursor, b.off+int64(len(b.plain))-n, min(n, chunkSize))
+		if err != nil {
+			return err
+		}
+		b.before = append(b.before, was)
+	}
+	return nil
+}
+
 // worker turns what was read into chunks; it is for one goroutine.
 type worker struct {
 	c       *creation
@@ -157,6 +175,9 @@ func (w *worker) process(ctx context.Context, f *device.File, b *batch) error {
 	for off := 0; off < len(b.plain); off += size {
 		plain := b.plain[off:min(off+size, len(b.plain))]
 		ck := chunk{off: b.off + int64(off), plain: plain, zero: codec.IsZero(plain)}
+		if len(b.before) > 0 {
+			ck.before = b.before[len(b.chunks)]
+		}
 		if !ck.zero {
 			if err := w.look(ctx, &ck, &b.out[len(b.chunks)]); err != nil {
 				return err
@@ -172,6 +193,13 @@ func (w *worker) look(ctx context.Context, ck *chunk, out *[]byte) (err error) {
 	hash := w.c.r.hash(ck.plain)
 	if w.scratch == nil {
 		w.scratch = make([]byte, w.c.r.config.ChunkSize)
+	}
+	if was := ck.before; was.there && was.ref.Hash == hash && !was.ref.IsZero() {
+		// Written anew with what was there already, most likely.
+		ck.ref = was.ref
+		if ck.reused, err = w.c.reuse.usable(ctx, w.reader, was.ref, w.scratch); err != nil || ck.reused {
+			return err
+		}
 	}
 	ck.ref, ck.reused, err = w.c.reuse.find(ctx, w.reader, hash, format.KindChunk, len(ck.plain), w.scratch)
 	if err != nil || ck.reused {

@@ -8,7 +8,7 @@ import (
 // tracker counts what workers do and tells a callback at a steady pace.
 type tracker struct {
 	phase string
-	total int64
+	total atomic.Int64
 	// work is how much of total is not zeroes, or -1 when nobody knows. Zeroes
 	// cost next to nothing, so the time left is reckoned without them.
 	work int64
@@ -25,7 +25,8 @@ const progressEvery = 250 * time.Millisecond
 
 // track starts a tracker. finish must be called.
 func track(phase string, total, work int64, call func(Progress)) *tracker {
-	t := &tracker{phase: phase, total: total, work: work, call: call}
+	t := &tracker{phase: phase, work: work, call: call}
+	t.total.Store(total)
 	if call != nil {
 		t.stop, t.gone = make(chan struct{}), make(chan struct{})
 		go t.run()
@@ -53,12 +54,12 @@ func (t *tracker) run() {
 		case <-t.stop:
 			now, last = time.Now(), true
 		}
-		p := Progress{Phase: t.phase, Total: t.total, Done: t.done.Load(),
+		p := Progress{Phase: t.phase, Total: t.total.Load(), Done: t.done.Load(),
 			Stored: t.stored.Load(), Zero: t.zero.Load(), Reused: t.reused.Load()}
 		p.Rate = rate.add(now, p.Done)
 		workRate.add(now, p.Done-p.Zero)
 		if t.work < 0 {
-			p.Remaining = rate.remaining(t.total - p.Done)
+			p.Remaining = rate.remaining(p.Total - p.Done)
 		} else {
 			p.Remaining = workRate.remaining(t.work - (p.Done - p.Zero))
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -87,6 +89,8 @@ func (u *reuse) load(ctx context.Context, r *Repository, sources []Source) error
 	if u.policy == ReuseNone {
 		return nil
 	}
+	// What a base was looked through for would hide what lies below it.
+	maps.DeleteFunc(u.known, func(_ blobKey, b knownBlob) bool { return !b.own })
 	list, err := r.list(ctx)
 	if err != nil {
 		return err
@@ -111,7 +115,7 @@ func (u *reuse) load(ctx context.Context, r *Repository, sources []Source) error
 	defer reader.Close()
 	images := append(same, others...)
 	for _, v := range images[:min(len(images), reuseImages)] {
-		if err := u.loadTable(ctx, reader, v); errors.Is(err, errEnough) {
+		if err := u.loadTable(ctx, reader, v, math.MaxInt64); errors.Is(err, errEnough) {
 			break
 		} else if err != nil {
 			return err
@@ -120,9 +124,28 @@ func (u *reuse) load(ctx context.Context, r *Repository, sources []Source) error
 	return nil
 }
 
+const (
+	// baseNodesEvery is how many changed chunks there are for one node of the base
+	// whose blobs are remembered, at most baseNodes of them.
+	baseNodesEvery = 16
+	baseNodes      = 64
+)
+
+// loadBase remembers some blobs of the image that a volume is backed up against, as
+// many as so many changed chunks are worth. Data that moved is found among them; a
+// chunk that is what it was is found without.
+func (u *reuse) loadBase(ctx context.Context, reader *pack.Reader, v BackupVolume, chunks int64) error {
+	err := u.loadTable(ctx, reader, v, min(chunks/baseNodesEvery, baseNodes))
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
 var errEnough = errors.New("enough blobs are known")
 
-func (u *reuse) loadTable(ctx context.Context, reader *pack.Reader, v BackupVolume) error {
+// loadTable remembers the blobs of an image, of so many nodes of its table at most.
+func (u *reuse) loadTable(ctx context.Context, reader *pack.Reader, v BackupVolume, nodes int64) error {
 	shape, root, err := v.table()
 	if err != nil {
 		return err
@@ -135,6 +158,9 @@ func (u *reuse) loadTable(ctx context.Context, reader *pack.Reader, v BackupVolu
 			k, there := u.known[blobKey{ref.Hash, format.KindNode}]
 			if there && k.pack == ref.Pack && k.offset == ref.Offset {
 				return false, nil // shared with one that we have been through
+			}
+			if nodes--; nodes < 0 {
+				return false, errEnough
 			}
 			return true, u.remember(ref)
 		},
@@ -191,18 +217,44 @@ func (u *reuse) find(ctx context.Context, reader *pack.Reader, hash format.Hash,
 	if b.own {
 		return ref, true, nil
 	}
+	ok, err := u.usable(ctx, reader, ref, scratch)
+	return ref, ok, err
+}
+
+// usable tells whether a blob of an earlier session can be used again. It is called
+// as find is.
+func (u *reuse) usable(ctx context.Context, reader *pack.Reader, ref format.Ref, scratch []byte) (bool, error) {
 	if u.policy == ReuseNone {
-		return ref, false, nil
+		return false, nil
 	}
+	return u.trust(ctx, u.pack(ref.Pack), reader, ref, scratch)
+}
+
+func (u *reuse) pack(id format.ID) *reusePack {
 	u.mu.Lock()
-	p := u.packs[ref.Pack]
+	defer u.mu.Unlock()
+	p := u.packs[id]
 	if p == nil {
 		p = new(reusePack)
-		u.packs[ref.Pack] = p
+		u.packs[id] = p
 	}
-	u.mu.Unlock()
-	ok, err := u.trust(ctx, p, reader, ref, scratch)
-	return ref, ok, err
+	return p
+}
+
+// readBack reads a blob of an earlier session, which its pack must list.
+func (u *reuse) readBack(ctx context.Context, reader *pack.Reader, ref format.Ref, scratch []byte) error {
+	listed, err := u.dirs.Lists(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if !listed {
+		return fmt.Errorf("%w: %s does not list the blob at offset %d", format.ErrCorrupt, pack.Name(ref.Pack), ref.Offset)
+	}
+	p := u.pack(ref.Pack)
+	p.mu.Lock()
+	p.asked++
+	p.mu.Unlock()
+	return reader.Read(ctx, ref, scratch[:ref.Length])
 }
 
 // trust tells whether a blob of an earlier session's pack can be used again.

@@ -23,6 +23,15 @@ type VolumeRef struct {
 type Source struct {
 	Volume VolumeRef
 	Path   string
+	// Changes, when not nil, says what may differ from an earlier backup.
+	Changes *Changes
+}
+
+// Changes says which bytes of a source may differ from what a backup holds.
+type Changes struct {
+	Base   string  // full ID of the backup; empty: nothing is known, and Why says why
+	Why    string  // for people
+	Ranges []Range // in order, not overlapping, within the volume; everything else is as in Base
 }
 
 // Backup is a point-in-time image of one or more volumes.
@@ -66,7 +75,18 @@ type BackupVolume struct {
 	ZeroBytes   int64 `json:"zero_bytes"`   // in chunks that are all zero
 	ReusedBytes int64 `json:"reused_bytes"` // of DataBytes: found in the repository
 	StoredBytes int64 `json:"stored_bytes"` // added to packs, compressed, with table
-	Table       Table `json:"table"`
+	// Base is the ID of the backup that this one was made against. It need not be
+	// there any more: an image has all that it needs. Empty for a full one.
+	Base string `json:"base,omitempty"`
+	// FullBecause says why the backup is a full one although it was to be made
+	// against another. Empty for an incremental one, and when nobody asked for one.
+	FullBecause string `json:"full_because,omitempty"`
+	// ReadBytes is what was read of the volume, and ChangedBytes what of that was
+	// in chunks that differ from Base's. Both are whole chunks, and 0 in the
+	// manifests of earlier versions; without a base nothing is known of changes.
+	ReadBytes    int64 `json:"read_bytes,omitempty"`
+	ChangedBytes int64 `json:"changed_bytes,omitempty"`
+	Table        Table `json:"table"`
 }
 
 // Table names the root of a volume's block table. Hash is the name of the root
@@ -116,6 +136,14 @@ type CreateOptions struct {
 	Job     string
 	Step    string
 	Reuse   Reuse
+	// Full reads all of every source, whatever its Changes say.
+	Full bool
+	// VerifyUnchanged reads all of every source and compares what its Changes call
+	// unchanged with their base, by hash: the check on whoever keeps them. The
+	// backup is made from what was read, so it is right whatever comes out, and it
+	// is kept: throwing it away would leave an earlier one, made from the same
+	// kind of list, as the newest. What was missed is a [MissedError] beside it.
+	VerifyUnchanged bool
 	// Parallel is the number of workers that read, hash and compress. Default
 	// the number of CPUs plus two, at most 16. Memory is about four chunks, and
 	// at least 4 MiB, for each.

@@ -27,6 +27,9 @@ type BackupOptions struct {
 	Tags    []string
 	Job     string
 	Step    string
+	// Full and VerifyUnchanged are those of [backup.CreateOptions].
+	Full            bool
+	VerifyUnchanged bool
 	// Progress may be nil, see [backup.CreateOptions].
 	Progress func(backup.Progress)
 	Logger   *slog.Logger
@@ -34,8 +37,9 @@ type BackupOptions struct {
 
 // Backup writes back what the volumes' filesystems keep in memory, takes one
 // instant of all volumes, reads it into the repository, and records the backup
-// with each position. When it returns an error there is no backup. The volumes
-// may be used meanwhile; they can be swapped again when Backup has returned.
+// with each position. When it returns an error there is no backup, unless it is a
+// [backup.MissedError]. The volumes may be used meanwhile; they can be swapped again
+// when Backup has returned.
 func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 	log := logger(o.Logger)
 	volumes, err := lookup(ctx, o.Service, o.Volumes)
@@ -62,6 +66,7 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 	failpoint.Hit("backup: snapshot open")
 	b, err = o.Repo.Create(ctx, sources(snap), backup.CreateOptions{
 		At: snap.Time, Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step,
+		Full: o.Full, VerifyUnchanged: o.VerifyUnchanged,
 		Progress: o.Progress, Logger: o.Logger,
 	})
 	// The snapshot goes in any case, also when ctx is over.
@@ -79,7 +84,8 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 		log.Warn("snapshot of a backup is not gone yet", "volumes", list(volumes), "err", ferr)
 	}
 	failpoint.Hit("backup: snapshot ended")
-	if err != nil {
+	var missed *backup.MissedError // of a backup that is there
+	if err != nil && !errors.As(err, &missed) {
 		return backup.Backup{}, fmt.Errorf("back up %s: %w", list(volumes), err)
 	}
 	for _, s := range snap.Volumes {
@@ -93,7 +99,7 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 		}
 	}
 	failpoint.Hit("backup: recorded")
-	return b, nil
+	return b, err
 }
 
 // settleTime bounds what is done after the work proper, such as cleaning up,

@@ -28,9 +28,11 @@ of it, or "latest".`,
 }
 
 type backupCreateOptions struct {
-	cowSize sizeFlag
-	comment string
-	tags    []string
+	cowSize         sizeFlag
+	comment         string
+	tags            []string
+	full            bool
+	verifyUnchanged bool
 
 	sources    []string
 	allowInUse bool
@@ -46,12 +48,20 @@ snapshot is taken, read into the repository, and removed. --cow-size bounds how
 much may be written to each volume meanwhile; when it is exceeded the backup
 fails and the volume is not harmed.
 
+Where it is known what was written to a volume since an earlier backup, only
+that is read, and the result is the same as if all had been: every backup has
+all that it needs. Otherwise the backup is a full one and says why. --full reads
+everything. --verify-unchanged does, too, and compares it with the earlier
+backup: when something differs that was not known to have been written, the
+backup is taken all the same and is right, and the exit code is 1.
+
 With --source it is a device or a file that no pool has, an image for instance,
 and no daemon is asked. No snapshot keeps it still, so a device that somebody
 holds and a file that somebody writes are refused, unless --allow-in-use is
 given.`,
 		Example: `  swapback backup create db --repo /backups
   swapback backup create db log --comment "before the upgrade" --tag upgrade
+  swapback backup create db --verify-unchanged
   swapback backup create --source vm7=/srv/images/vm7.raw
   swapback backup create db --json | tail -n 1`,
 		Args:              cobra.ArbitraryArgs,
@@ -64,6 +74,8 @@ given.`,
 	f.Var(&o.cowSize, "cow-size", "space for old data while the backup runs, per volume (default: the volume's size, at most half of what is free)")
 	f.StringVar(&o.comment, "comment", "", "what the backup is for")
 	f.StringSliceVar(&o.tags, "tag", nil, "word to find the backup by; repeatable")
+	f.BoolVar(&o.full, "full", false, "read everything, whatever is known to be unchanged")
+	f.BoolVar(&o.verifyUnchanged, "verify-unchanged", false, "read everything, and check that what is known to be unchanged is")
 	f.StringArrayVar(&o.sources, "source", nil, "back up the device or file PATH as NAME (NAME=PATH); repeatable")
 	f.BoolVar(&o.allowInUse, "allow-in-use", false, "read a --source although somebody may write to it meanwhile")
 	return cmd
@@ -73,9 +85,14 @@ given.`,
 type backupResult struct {
 	Type string `json:"type"` // "result"
 	backup.Backup
+	// Missed is what --verify-unchanged found to differ.
+	Missed []backup.Missed `json:"missed,omitempty"`
 }
 
 func runBackupCreate(ctx context.Context, a *app, o backupCreateOptions, names []string) error {
+	if o.full && o.verifyUnchanged {
+		return usagef("--full and --verify-unchanged exclude each other: a full backup compares nothing")
+	}
 	if (len(names) == 0) == (len(o.sources) == 0) {
 		return usagef("swapback backup create: what to back up is not clear").
 			withRemedy("name volumes, or give --source NAME=PATH: they have no instant in common")
@@ -93,15 +110,37 @@ func runBackupCreate(ctx context.Context, a *app, o backupCreateOptions, names [
 		b, err = a.backupVolumes(ctx, repo, o, names, p)
 	}
 	p.end()
-	if err != nil {
+	var missed *backup.MissedError
+	if err != nil && !errors.As(err, &missed) {
 		return err
 	}
 	if a.json {
-		return a.event(backupResult{"result", b})
+		result := backupResult{Type: "result", Backup: b}
+		if missed != nil {
+			result.Missed = missed.Volumes
+		}
+		if werr := a.event(result); werr != nil {
+			return werr
+		}
+		return err
 	}
 	a.say(a.out, "backup %s of %s: %s of data in %s, %s stored, %s\n", b.ID, strings.Join(volumeNames(b), ", "),
 		formatSize(dataBytes(b)), formatSize(b.Size()), formatSize(b.StoredBytes()), formatSeconds(b.Seconds))
-	return nil
+	a.writeBases(a.out, b)
+	return err
+}
+
+// writeBases tells which volumes were backed up against an earlier backup, and which
+// were not although they might have been.
+func (a *app) writeBases(w io.Writer, b backup.Backup) {
+	for _, v := range b.Volumes {
+		switch {
+		case v.Base != "":
+			a.say(w, "  %s: incremental on %s: %s read, %s changed\n", v.Name, v.Base, formatSize(v.ReadBytes), formatSize(v.ChangedBytes))
+		case v.FullBecause != "":
+			a.say(w, "  %s: full: %s\n", v.Name, v.FullBecause)
+		}
+	}
 }
 
 func (a *app) backupVolumes(ctx context.Context, repo *backup.Repository, o backupCreateOptions, names []string, p *progress) (backup.Backup, error) {
@@ -109,7 +148,8 @@ func (a *app) backupVolumes(ctx context.Context, repo *backup.Repository, o back
 	defer c.Close()
 	b, err := hostagent.Backup(ctx, hostagent.BackupOptions{
 		Service: c, Repo: repo, Volumes: names, COWSize: int64(o.cowSize),
-		Comment: o.comment, Tags: o.tags, Progress: p.update, Logger: a.logger(),
+		Comment: o.comment, Tags: o.tags, Full: o.full, VerifyUnchanged: o.verifyUnchanged,
+		Progress: p.update, Logger: a.logger(),
 	})
 	if err != nil {
 		return b, a.nearVolumes(ctx, c, err, names...)
@@ -293,6 +333,7 @@ func (a *app) writeBackup(w io.Writer, b backup.Backup) {
 			formatSize(v.ReusedBytes), formatSize(v.StoredBytes), fmt.Sprint(v.Generation))
 	}
 	t.write(w)
+	a.writeBases(w, b)
 }
 
 type backupDeleteOptions struct{ yes bool }

@@ -224,3 +224,39 @@ func TestCompletionOffersBackups(t *testing.T) {
 		}
 	}
 }
+
+// What a backup was made against, or why against nothing, is shown.
+func TestShowIncremental(t *testing.T) {
+	c, content := withRepo(t)
+	repo, err := backup.Open(t.Context(), c.env[RepoEnv], backup.Secret{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	take := func(ch *backup.Changes) backup.Backup {
+		t.Helper()
+		b, err := repo.Create(t.Context(), []backup.Source{{Path: c.svc.snapshot, Volume: backup.VolumeRef{Name: "log", UUID: "u"}, Changes: ch}}, backup.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	full := take(&backup.Changes{Why: "the daemon was killed"})
+	if out := c.must(t, "backup", "show", full.ID); !strings.Contains(out, "log: full: the daemon was killed") {
+		t.Errorf("full:\n%s", out)
+	}
+	content[3<<20] = 1
+	if err := os.WriteFile(c.svc.snapshot, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	incremental := take(&backup.Changes{Base: full.ID, Ranges: []backup.Range{{Offset: 2 << 20, Length: 2 << 20}}})
+	if out := c.must(t, "backup", "show", incremental.ID); !strings.Contains(out, "log: incremental on "+full.ID+": 2 MiB read, 1 MiB changed") {
+		t.Errorf("incremental:\n%s", out)
+	}
+	if _, errOut, code := c.run("backup", "create", "log", "--full", "--verify-unchanged"); code != exitUsage || !strings.Contains(errOut, "verify-unchanged") {
+		t.Errorf("both: exit code %d, %s", code, errOut)
+	}
+	if out := c.must(t, "backup", "create", "log", "--full"); strings.Contains(out, "full:") {
+		t.Errorf("a full one, of which nobody knows changes:\n%s", out)
+	}
+}

@@ -178,6 +178,7 @@ func ofBackup(err error) (string, int) {
 		{backup.ErrExists, api.CodeExists, exitFailed},
 		{backup.ErrNotEmpty, api.CodeExists, exitFailed},
 		{backup.ErrDamaged, codeDamaged, exitFailed},
+		{backup.ErrMissed, codeProblems, exitFailed},
 		{backup.ErrNoSpace, api.CodeNoSpace, exitFailed},
 		{backup.ErrUnsupported, api.CodeUnsupported, exitFailed},
 		{backup.ErrVersion, api.CodeUnsupported, exitFailed},
