@@ -124,7 +124,7 @@ func build(t testing.TB) string {
 		return program
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/versity/versitygw/cmd/versitygw")
-	cmd.Dir = filepath.Join(root, "ci", "tools")
+	cmd.Dir = filepath.Join(root, "ci", "testtools")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the S3 server: %v\n%s", err, out)

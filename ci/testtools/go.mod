@@ -1,4 +1,4 @@
-module github.com/swapback/swapback/ci/tools
+module github.com/swapback/swapback/ci/testtools
 
 go 1.26.0
 
