@@ -37,6 +37,28 @@ const (
 	pendingName = "gc/pending"
 )
 
+// gcHold is the lock while it is held. In a bucket it can be lost, to somebody who
+// then decides what goes: so whoever has it asks before each step that can't be
+// taken back.
+type gcHold struct{ hold store.Hold }
+
+func (r *Repository) lock(ctx context.Context) (*gcHold, error) {
+	h, err := r.store.Lock(ctx, gcLock)
+	if err != nil {
+		return nil, err
+	}
+	return &gcHold{h}, nil
+}
+
+func (l *gcHold) release() { _ = l.hold.Release() } // else it ends with the process, or by itself
+
+func (l *gcHold) check() error {
+	if err := l.hold.Err(); err != nil {
+		return fmt.Errorf("the lock of removals is lost: %w", err)
+	}
+	return nil
+}
+
 // pending is the note of step 3.
 type pending struct {
 	Packs  noted `json:"packs"`
@@ -68,24 +90,24 @@ func (r *Repository) Delete(ctx context.Context, ids ...string) (deleted []strin
 			full = append(full, one)
 		}
 	}
-	unlock, err := r.store.Lock(ctx, gcLock)
+	lock, err := r.lock(ctx)
 	if err != nil {
 		return nil, rep, wrap(op, err)
 	}
-	defer unlock()
+	defer lock.release()
 	// What waits from earlier may go now; after this the note is not valid.
 	// Failing here, on a damaged backup for instance, must not keep anybody
 	// from deleting that very backup.
-	if err := r.sweepPending(ctx, &rep); err != nil && !unreadable(err) {
+	if err := r.sweepPending(ctx, lock, &rep); err != nil && !unreadable(err) {
 		return nil, rep, wrap(op, err)
 	}
 	for _, id := range full {
-		if err := r.removeManifestLocked(ctx, backupDir+"/"+id); err != nil {
+		if err := r.removeManifestLocked(ctx, lock, backupDir+"/"+id); err != nil {
 			return deleted, rep, wrap(op, err)
 		}
 		deleted = append(deleted, id)
 	}
-	if err := r.sweep(ctx, &rep); err != nil {
+	if err := r.sweep(ctx, lock, &rep); err != nil {
 		what := "backup " + some(deleted) + " is deleted; free its space"
 		if len(deleted) > 1 {
 			what = "backups " + some(deleted) + " are deleted; free their space"
@@ -105,16 +127,19 @@ func quoted(ids []string) string {
 
 // removeManifest removes a manifest and no pack.
 func (r *Repository) removeManifest(ctx context.Context, name string) error {
-	unlock, err := r.store.Lock(ctx, gcLock)
+	lock, err := r.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	return r.removeManifestLocked(ctx, name)
+	defer lock.release()
+	return r.removeManifestLocked(ctx, lock, name)
 }
 
 // removeManifestLocked is the only one to remove manifests.
-func (r *Repository) removeManifestLocked(ctx context.Context, name string) error {
+func (r *Repository) removeManifestLocked(ctx context.Context, lock *gcHold, name string) error {
+	if err := lock.check(); err != nil {
+		return err
+	}
 	if err := r.store.Delete(ctx, pendingName); err != nil {
 		return err
 	}
@@ -124,15 +149,15 @@ func (r *Repository) removeManifestLocked(ctx context.Context, name string) erro
 // Prune removes packs that no backup needs, such as a crashed backup left.
 func (r *Repository) Prune(ctx context.Context) (rep PruneReport, err error) {
 	op := "prune " + r.Location()
-	unlock, err := r.store.Lock(ctx, gcLock)
+	lock, err := r.lock(ctx)
 	if err != nil {
 		return rep, wrap(op, err)
 	}
-	defer unlock()
-	if err := r.sweepPending(ctx, &rep); err != nil {
+	defer lock.release()
+	if err := r.sweepPending(ctx, lock, &rep); err != nil {
 		return rep, r.kept(op, err)
 	}
-	if err := r.sweep(ctx, &rep); err != nil {
+	if err := r.sweep(ctx, lock, &rep); err != nil {
 		return rep, r.kept(op, err)
 	}
 	return rep, nil
@@ -239,7 +264,7 @@ func (r *Repository) neededPacks(ctx context.Context) (map[format.ID]bool, error
 }
 
 // sweepPending removes noted garbage whose leases have all ended.
-func (r *Repository) sweepPending(ctx context.Context, rep *PruneReport) error {
+func (r *Repository) sweepPending(ctx context.Context, lock *gcHold, rep *PruneReport) error {
 	var note pending
 	body, err := readText(ctx, r.store, pendingName)
 	if err == nil {
@@ -263,14 +288,14 @@ func (r *Repository) sweepPending(ctx context.Context, rep *PruneReport) error {
 		in[p] = true
 	}
 	st.garbage = slices.DeleteFunc(st.garbage, func(p store.Info) bool { return !in[p.Name] })
-	if err := r.remove(ctx, st.garbage, rep); err != nil {
+	if err := r.remove(ctx, lock, st.garbage, rep); err != nil {
 		return err
 	}
 	return r.store.Delete(ctx, pendingName)
 }
 
 // sweep removes garbage, or notes it when somebody may need it.
-func (r *Repository) sweep(ctx context.Context, rep *PruneReport) error {
+func (r *Repository) sweep(ctx context.Context, lock *gcHold, rep *PruneReport) error {
 	freed, err := r.store.Clean(ctx)
 	if err != nil {
 		return err
@@ -282,7 +307,7 @@ func (r *Repository) sweep(ctx context.Context, rep *PruneReport) error {
 	}
 	rep.Leases = len(st.leases)
 	if len(st.leases) == 0 {
-		if err := r.remove(ctx, st.garbage, rep); err != nil {
+		if err := r.remove(ctx, lock, st.garbage, rep); err != nil {
 			return err
 		}
 		return r.store.Delete(ctx, pendingName)
@@ -303,12 +328,15 @@ func (r *Repository) sweep(ctx context.Context, rep *PruneReport) error {
 	return putText(ctx, r.store, pendingName, store.Replace, format.TextPending, note)
 }
 
-func (r *Repository) remove(ctx context.Context, garbage []store.Info, rep *PruneReport) error {
+func (r *Repository) remove(ctx context.Context, lock *gcHold, garbage []store.Info, rep *PruneReport) error {
 	const step = 64 // so that the report is about right when one fails
 	for part := range slices.Chunk(garbage, step) {
 		names := make([]string, len(part))
 		for i, p := range part {
 			names[i] = p.Name
+		}
+		if err := lock.check(); err != nil {
+			return err
 		}
 		if err := r.store.Delete(ctx, names...); err != nil {
 			return err

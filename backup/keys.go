@@ -157,11 +157,11 @@ func (r *Repository) eachKey(ctx context.Context, f func(id string, s *keyslot.S
 // kept the master key: what he could read he can read for ever.
 func (r *Repository) RemoveKey(ctx context.Context, id string) error {
 	op := fmt.Sprintf("remove key %q from %s", id, r.Location())
-	unlock, err := r.store.Lock(ctx, gcLock) // two who each remove the other's
+	lock, err := r.lock(ctx) // two who each remove the other's
 	if err != nil {
 		return wrap(op, err)
 	}
-	defer unlock()
+	defer lock.release()
 	list, err := r.Keys(ctx)
 	if err != nil {
 		return err
@@ -183,6 +183,9 @@ func (r *Repository) RemoveKey(ctx context.Context, id string) error {
 		return &Error{Kind: ErrAmbiguous, Op: op, Detail: some(found), Remedy: "give more letters of the ID"}
 	case usable == 0:
 		return &Error{Kind: ErrInvalid, Op: op, Detail: "it is the last key", Remedy: "add another one first with: swapback repo key add"}
+	}
+	if err := lock.check(); err != nil {
+		return wrap(op, err)
 	}
 	return wrap(op, r.store.Delete(ctx, keyDir+"/"+found[0]))
 }

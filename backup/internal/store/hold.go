@@ -114,7 +114,7 @@ func (f *Folder) Held(ctx context.Context, name string) (bool, error) {
 const lockPoll = 50 * time.Millisecond
 
 // Lock locks a file that stays when the lock goes.
-func (f *Folder) Lock(ctx context.Context, name string) (unlock func(), err error) {
+func (f *Folder) Lock(ctx context.Context, name string) (Hold, error) {
 	if err := checkName("lock", name); err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (f *Folder) Lock(ctx context.Context, name string) (unlock func(), err erro
 	for {
 		err := flock(file, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { file.Close() }, nil
+			return folderLock{file}, nil
 		}
 		if err == unix.EWOULDBLOCK {
 			select {
@@ -146,6 +146,18 @@ func (f *Folder) Lock(ctx context.Context, name string) (unlock func(), err erro
 		return nil, fmt.Errorf("lock %s in %s: %w", name, f.path, err)
 	}
 }
+
+type folderLock struct{ file *os.File }
+
+func (l folderLock) Release() error {
+	if err := l.file.Close(); err != nil && !errors.Is(err, fs.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Err is nil, as a folderHold's.
+func (l folderLock) Err() error { return nil }
 
 // Clean removes temporary files that nobody has locked.
 func (f *Folder) Clean(ctx context.Context) (bytes int64, err error) {

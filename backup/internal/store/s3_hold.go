@@ -155,7 +155,7 @@ func (s *S3) Held(ctx context.Context, name string) (bool, error) {
 }
 
 // Lock waits until nobody else is in the lock's folder.
-func (s *S3) Lock(ctx context.Context, name string) (unlock func(), err error) {
+func (s *S3) Lock(ctx context.Context, name string) (Hold, error) {
 	if err := checkName("lock", name); err != nil {
 		return nil, err
 	}
@@ -167,7 +167,7 @@ func (s *S3) Lock(ctx context.Context, name string) (unlock func(), err error) {
 		}
 		alone, err := s.alone(ctx, name, h.name)
 		if err == nil && alone {
-			return func() { _ = h.Release() }, nil // else it ends by itself
+			return h, nil
 		}
 		if rerr := h.Release(); err == nil {
 			err = rerr

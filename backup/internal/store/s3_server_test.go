@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,11 +144,47 @@ func TestS3HoldsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	storetest.Put(t, look, "locks/gc/left", store.Exclusive, nil)
-	unlock, err := look.Lock(t.Context(), "locks/gc")
+	lock, err := look.Lock(t.Context(), "locks/gc")
 	if err != nil {
 		t.Fatal(err)
 	}
-	unlock()
+	if err := lock.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The lock of somebody whom nobody hears any more goes to the next by itself, and he
+// knows it before that.
+func TestS3LostLockDoesNotBlock(t *testing.T) {
+	const hold = 4 * time.Second // the server's clock has whole seconds
+	server := s3test.Start(t)
+	var deaf atomic.Bool
+	proxy := s3test.NewProxy(t, server, func(int, *http.Request) s3test.Fault {
+		if deaf.Load() {
+			return s3test.Cut
+		}
+		return s3test.None
+	})
+	o := store.S3Options{HoldTime: hold, Attempts: 1}
+	lost, err := openS3(t, server.Location(proxy.Addr, "x"), o).Lock(t.Context(), "locks/gc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	deaf.Store(true)
+	next, err := openS3(t, server.Location("", "x"), o).Lock(t.Context(), "locks/gc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lost.Err() == nil {
+		t.Error("two have the lock, and both believe it")
+	}
+	if err := next.Err(); err != nil {
+		t.Errorf("the new holder: %v", err)
+	}
+	if err := next.Release(); err != nil {
+		t.Error(err)
+	}
+	_ = lost.Release() // can't be heard
 }
 
 func TestS3Errors(t *testing.T) {

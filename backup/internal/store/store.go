@@ -78,9 +78,10 @@ type Store interface {
 	// not there is not held.
 	Held(ctx context.Context, name string) (bool, error)
 
-	// Lock waits until it holds the lock of this name alone. The lock ends with
-	// the returned function or with the process.
-	Lock(ctx context.Context, name string) (unlock func(), err error)
+	// Lock waits until it holds the lock of this name alone. The lock ends when
+	// it is released or with the process. Whoever holds it asks its Err before
+	// what nobody else must do meanwhile.
+	Lock(ctx context.Context, name string) (Hold, error)
 
 	// Clean removes what writers left that ended without Commit or Abort.
 	// Writers that are at work are not disturbed.
@@ -103,9 +104,10 @@ type Writer interface {
 	Abort()
 }
 
-// Hold is a held object.
+// Hold is a held object, or a lock.
 type Hold interface {
-	// Release removes the object. It may be called more than once.
+	// Release removes the object, or ends the lock. It may be called more than
+	// once.
 	Release() error
 	// Err tells whether others may by now take the object for abandoned. Once it
 	// has said so it does not take it back.

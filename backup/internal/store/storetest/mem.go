@@ -313,7 +313,7 @@ func (m *Mem) Held(ctx context.Context, name string) (held bool, err error) {
 	return held, err
 }
 
-func (m *Mem) Lock(ctx context.Context, name string) (func(), error) {
+func (m *Mem) Lock(ctx context.Context, name string) (store.Hold, error) {
 	m.disk.mu.Lock()
 	c := m.disk.locks[name]
 	if c == nil {
@@ -323,11 +323,23 @@ func (m *Mem) Lock(ctx context.Context, name string) (func(), error) {
 	m.disk.mu.Unlock()
 	select {
 	case c <- struct{}{}:
-		return func() { <-c }, nil
+		return &memLock{c: c}, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
+
+type memLock struct {
+	c    chan struct{}
+	once sync.Once
+}
+
+func (l *memLock) Release() error {
+	l.once.Do(func() { <-l.c })
+	return nil
+}
+
+func (l *memLock) Err() error { return nil }
 
 // Clean forgets the writers of views that crashed.
 func (m *Mem) Clean(ctx context.Context) (freed int64, err error) {

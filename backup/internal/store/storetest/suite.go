@@ -240,7 +240,7 @@ func testHold(t *testing.T, s store.Store, another func() store.Store) {
 }
 
 func testLock(t *testing.T, s store.Store, another func() store.Store) {
-	unlock, err := s.Lock(t.Context(), "locks/x")
+	lock, err := s.Lock(t.Context(), "locks/x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,13 +252,24 @@ func testLock(t *testing.T, s store.Store, another func() store.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other()
-	unlock()
-	unlock, err = another().Lock(t.Context(), "locks/x")
+	release := func(l store.Hold) {
+		t.Helper()
+		if err := l.Err(); err != nil {
+			t.Errorf("a lock that is held: %v", err)
+		}
+		for range 2 {
+			if err := l.Release(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	release(other)
+	release(lock)
+	lock, err = another().Lock(t.Context(), "locks/x")
 	if err != nil {
 		t.Fatal(err)
 	}
-	unlock()
+	release(lock)
 }
 
 func testClean(t *testing.T, s store.Store, another func() store.Store) {
