@@ -10,7 +10,6 @@ import (
 	"github.com/swapback/swapback/backup/internal/format"
 	"github.com/swapback/swapback/backup/internal/pack"
 	"github.com/swapback/swapback/backup/internal/store"
-	"github.com/swapback/swapback/backup/internal/table"
 )
 
 // How packs are removed safely beside running operations, without clocks.
@@ -225,38 +224,25 @@ func (r *Repository) neededPacks(ctx context.Context) (map[format.ID]bool, error
 	if err != nil {
 		return nil, err
 	}
-	reader, err := r.newReader()
+	t, err := r.newTables(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer reader.Close()
-	needed, seen := make(map[format.ID]bool), make(map[place]bool)
+	defer t.close()
+	t.chunks = nil // there may be very many
+	needed := make(map[format.ID]bool)
+	need := func(_ int64, ref format.Ref) error {
+		needed[ref.Pack] = true
+		return nil
+	}
 	for _, id := range ids {
 		b, err := r.readManifest(ctx, id)
 		if err != nil {
 			return nil, err // also when it is gone: nobody else may delete now
 		}
 		for _, v := range b.Volumes {
-			shape, root, err := v.table()
-			if err != nil {
+			if err := t.volume(b, v, seen{chunk: need, node: need}); err != nil {
 				return nil, err
-			}
-			read := func(ref format.Ref, dst []byte) error { return reader.Read(ctx, ref, dst) }
-			err = table.Walk(shape, root, read, pack.IsDamage, table.Visitor{
-				Chunk: func(off, n int64, ref format.Ref) error {
-					needed[ref.Pack] = true
-					return nil
-				},
-				Zero: func(off, n int64) error { return nil },
-				Node: func(off, n int64, ref format.Ref) (bool, error) {
-					p := place{ref.Pack, ref.Offset}
-					again := seen[p]
-					seen[p], needed[ref.Pack] = true, true
-					return !again, nil
-				},
-			})
-			if err != nil {
-				return nil, fmt.Errorf("table of volume %s of backup %s: %w", v.name(), id, err)
 			}
 		}
 	}

@@ -30,6 +30,7 @@ type verifying struct {
 	current map[place]bool // of the volume being looked at
 	dirs    *pack.Directories
 	sample  sample
+	objects []Finding // what Other of the report tells, by object
 
 	mu  sync.Mutex
 	bad []BadRange
@@ -69,35 +70,16 @@ func (r *Repository) Verify(ctx context.Context, o VerifyOptions, ids ...string)
 	start := time.Now()
 	log := logger(o.Logger)
 	op := "verify backups in " + r.Location()
+	if o.Sample < 0 || o.Sample > 1 || math.IsNaN(o.Sample) {
+		return rep, &Error{Kind: ErrInvalid, Op: op, Detail: fmt.Sprintf("a sample of %v", o.Sample), Remedy: "name a share above 0 and up to 1"}
+	}
 	s, err := r.beginReading(ctx, "verify", log)
 	if err != nil {
 		return rep, wrap(op, err)
 	}
 	defer s.end()
-	list, err := r.verifyList(ctx, &rep, ids)
-	if err != nil {
+	if _, err := r.verify(ctx, o, &rep, ids); err != nil {
 		return rep, wrap(op, err)
-	}
-	var total int64
-	for _, b := range list {
-		total += b.Size()
-	}
-	if o.Sample < 0 || o.Sample > 1 || math.IsNaN(o.Sample) {
-		return rep, &Error{Kind: ErrInvalid, Op: op, Detail: fmt.Sprintf("a sample of %v", o.Sample), Remedy: "name a share above 0 and up to 1"}
-	}
-	vf := &verifying{r: r, o: o, rep: &rep, seen: make(map[place]bool), dirs: pack.NewDirectories(r.store), sample: sampleOf(o.Sample, o.Seed)}
-	if !vf.sample.all && !o.StructureOnly {
-		rep.Sample, rep.Seed = o.Sample, o.Seed
-	}
-	vf.t = track(PhaseVerify, total, -1, o.Progress)
-	defer vf.t.finish()
-	for _, b := range list {
-		for _, v := range b.Volumes {
-			if err := vf.volume(ctx, b, v); err != nil {
-				return rep, wrap(op, err)
-			}
-		}
-		rep.Backups++
 	}
 	rep.Seconds = time.Since(start).Seconds()
 	var errs []error
@@ -112,31 +94,61 @@ func (r *Repository) Verify(ctx context.Context, o VerifyOptions, ids ...string)
 	return rep, errors.Join(errs...)
 }
 
+// verify verifies within a session. What is damaged is in the report.
+func (r *Repository) verify(ctx context.Context, o VerifyOptions, rep *VerifyReport, ids []string) (*verifying, error) {
+	list, objects, err := r.verifyList(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range objects {
+		rep.Other = append(rep.Other, f.Detail)
+	}
+	var total int64
+	for _, b := range list {
+		total += b.Size()
+	}
+	vf := &verifying{r: r, o: o, rep: rep, seen: make(map[place]bool), dirs: pack.NewDirectories(r.store), sample: sampleOf(o.Sample, o.Seed), objects: objects}
+	if !vf.sample.all && !o.StructureOnly {
+		rep.Sample, rep.Seed = o.Sample, o.Seed
+	}
+	vf.t = track(PhaseVerify, total, -1, o.Progress)
+	defer vf.t.finish()
+	for _, b := range list {
+		for _, v := range b.Volumes {
+			if err := vf.volume(ctx, b, v); err != nil {
+				return nil, err
+			}
+		}
+		rep.Backups++
+	}
+	return vf, nil
+}
+
 // verifyList returns the backups to verify, newest first so that what matters
-// most is looked at first.
-func (r *Repository) verifyList(ctx context.Context, rep *VerifyReport, ids []string) (list []Backup, err error) {
+// most is looked at first, and what can't be read at all.
+func (r *Repository) verifyList(ctx context.Context, ids []string) (list []Backup, damaged []Finding, err error) {
 	if len(ids) == 0 {
 		all, err := r.list(ctx)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for i := range all {
 			if b := all[len(all)-1-i]; b.Damaged != "" {
-				rep.Other = append(rep.Other, b.Damaged)
+				damaged = append(damaged, Finding{Object: backupDir + "/" + b.ID, Detail: b.Damaged})
 			} else {
 				list = append(list, b)
 			}
 		}
-		return list, nil
+		return list, damaged, nil
 	}
 	for _, id := range ids {
 		b, err := r.Get(ctx, id)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		list = append(list, b)
 	}
-	return list, nil
+	return list, nil, nil
 }
 
 func (vf *verifying) volume(ctx context.Context, b Backup, v BackupVolume) error {
@@ -201,20 +213,21 @@ func (vf *verifying) fresh(ctx context.Context, ref format.Ref) (fresh, first bo
 func (vf *verifying) checkListed(ctx context.Context, ref format.Ref) {
 	listed, err := vf.dirs.Lists(ctx, ref)
 	if err != nil {
-		vf.other(err.Error())
+		vf.other(ref, err.Error())
 	} else if !listed {
-		vf.other(fmt.Sprintf("%s does not list the blob at offset %d", pack.Name(ref.Pack), ref.Offset))
+		vf.other(ref, fmt.Sprintf("%s does not list the blob at offset %d", pack.Name(ref.Pack), ref.Offset))
 	}
 }
 
 // other notes what is wrong with a pack, once and up to a bound.
-func (vf *verifying) other(text string) {
+func (vf *verifying) other(ref format.Ref, text string) {
 	if slices.Contains(vf.rep.Other, text) {
 		return
 	}
 	switch n := len(vf.rep.Other); {
 	case n < maxOther:
 		vf.rep.Other = append(vf.rep.Other, text)
+		vf.objects = append(vf.objects, Finding{Object: pack.Name(ref.Pack), Detail: text})
 	case n == maxOther:
 		vf.rep.Other = append(vf.rep.Other, "and more of the kind")
 	}

@@ -13,11 +13,11 @@ import (
 func newRepo(a *app) *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "repo",
-		Short: "Make and tidy repositories of backups",
+		Short: "Make, check and tidy repositories of backups",
 		Long: `A repository is a folder that holds backups. It must not lie on a volume that it
 keeps backups of.`,
 		Example: `  swapback repo init /backups`,
-	}, newRepoInit(a), newRepoKey(a), newRepoPrune(a))
+	}, newRepoInit(a), newRepoKey(a), newRepoStats(a), newRepoCheck(a), newRepoPrune(a))
 }
 
 type repoInitOptions struct {
