@@ -312,7 +312,7 @@ func TestDeleteBaseWhileWriting(t *testing.T) {
 						if _, rep, err := other.Delete(context.Background(), b.ID); err != nil || rep.Packs != 0 || rep.Waiting == 0 || rep.Leases != 1 {
 							t.Errorf("delete: %+v, %v", rep, err)
 						}
-						if rep, err := other.Prune(context.Background()); err != nil || rep.Packs != 0 {
+						if rep, err := other.Prune(context.Background(), PruneOptions{}); err != nil || rep.Packs != 0 {
 							t.Errorf("prune: %+v, %v", rep, err)
 						}
 					})
@@ -332,7 +332,7 @@ func TestDeleteBaseWhileWriting(t *testing.T) {
 			wantBase(t, b2, base)
 			want := images{b2.ID: {"v": d.content}}
 			fullCheck(t, m.Open(), want)
-			if _, err := other.Prune(t.Context()); err != nil {
+			if _, err := other.Prune(t.Context(), PruneOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			fullCheck(t, m.Open(), want)
@@ -375,7 +375,7 @@ func TestCrashDuringIncremental(t *testing.T) {
 			}
 		}
 		fullCheck(t, left, want)
-		if _, perr := r.Prune(t.Context()); perr != nil {
+		if _, perr := r.Prune(t.Context(), PruneOptions{}); perr != nil {
 			t.Fatal(perr)
 		}
 		fullCheck(t, left, want)

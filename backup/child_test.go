@@ -162,7 +162,7 @@ func TestKill(t *testing.T) {
 	if temps, _ := filepath.Glob(path + "/tmp/*"); len(temps) == 0 {
 		t.Error("the dead left no temporary file: the test does not test")
 	}
-	rep, err := r.Prune(t.Context())
+	rep, err := r.Prune(t.Context(), PruneOptions{})
 	if err != nil || rep.Packs == 0 || rep.Leases != 0 {
 		t.Errorf("prune: %+v, %v", rep, err)
 	}
@@ -176,7 +176,7 @@ func TestKill(t *testing.T) {
 		}
 	}
 	delete(want, list[1].ID)
-	if _, err := r.Prune(t.Context()); err != nil {
+	if _, err := r.Prune(t.Context(), PruneOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	fullCheck(t, r.store, want)

@@ -91,7 +91,7 @@ func TestCrashDuringCreate(t *testing.T) {
 			}
 		}
 		fullCheck(t, left, want)
-		if _, perr := r.Prune(t.Context()); perr != nil {
+		if _, perr := r.Prune(t.Context(), PruneOptions{}); perr != nil {
 			t.Fatal(perr)
 		}
 		fullCheck(t, left, want)
@@ -135,7 +135,7 @@ func TestCrashDuringDelete(t *testing.T) {
 				t.Fatal(derr)
 			}
 			delete(want, b1.ID)
-		} else if _, perr := r.Prune(t.Context()); perr != nil {
+		} else if _, perr := r.Prune(t.Context(), PruneOptions{}); perr != nil {
 			t.Fatal(perr)
 		}
 		fullCheck(t, left, want)
@@ -167,7 +167,7 @@ func TestDeleteWhileWriting(t *testing.T) {
 							t.Error(err)
 						}
 						// A second look frees nothing either.
-						again, err := other.Prune(context.Background())
+						again, err := other.Prune(context.Background(), PruneOptions{})
 						if err != nil || again.Packs != 0 {
 							t.Errorf("prune: %+v, %v", again, err)
 						}
@@ -187,7 +187,7 @@ func TestDeleteWhileWriting(t *testing.T) {
 			}
 			want := images{b2.ID: {"a": second}}
 			fullCheck(t, m.Open(), want)
-			if _, err := other.Prune(t.Context()); err != nil {
+			if _, err := other.Prune(t.Context(), PruneOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			fullCheck(t, m.Open(), want)
@@ -220,11 +220,11 @@ func TestGarbageDoesNotWaitForever(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rep, err = r.Prune(t.Context()); err != nil || rep.Packs != 0 || rep.Waiting != waiting {
+	if rep, err = r.Prune(t.Context(), PruneOptions{}); err != nil || rep.Packs != 0 || rep.Waiting != waiting {
 		t.Errorf("with both there: %+v, %v", rep, err)
 	}
 	old.end()
-	if rep, err = r.Prune(t.Context()); err != nil || rep.Packs != waiting || rep.Leases != 1 {
+	if rep, err = r.Prune(t.Context(), PruneOptions{}); err != nil || rep.Packs != waiting || rep.Leases != 1 {
 		t.Errorf("with the young one there: %+v, %v", rep, err)
 	}
 	young.end()
@@ -241,7 +241,7 @@ func TestMoreGarbageThanANoteHolds(t *testing.T) {
 	}
 	prune := func(packs, waiting int) {
 		t.Helper()
-		if rep, err := r.Prune(t.Context()); err != nil || rep.Packs != packs || rep.Waiting != waiting {
+		if rep, err := r.Prune(t.Context(), PruneOptions{}); err != nil || rep.Packs != packs || rep.Waiting != waiting {
 			t.Errorf("%+v, %v; want %d packs removed and %d waiting", rep, err, packs, waiting)
 		}
 	}
@@ -299,12 +299,12 @@ func TestDeletionVoidsEarlierNotes(t *testing.T) {
 	// it is gone, the note must not speak for the writer of b3, who saw b2.
 	b3 := lendThenDelete(b2.ID, 4, func() {
 		bystander.end()
-		if _, err := r.Prune(context.Background()); err != nil {
+		if _, err := r.Prune(context.Background(), PruneOptions{}); err != nil {
 			t.Error(err)
 		}
 	})
 	fullCheck(t, m, images{b3.ID: {"a": content}})
-	if _, err := r.Prune(t.Context()); err != nil {
+	if _, err := r.Prune(t.Context(), PruneOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	fullCheck(t, m, images{b3.ID: {"a": content}})
@@ -359,7 +359,7 @@ func TestConcurrently(t *testing.T) {
 	}
 	wg.Wait()
 	fullCheck(t, m, want)
-	if _, err := view(t, m, 50).Prune(t.Context()); err != nil {
+	if _, err := view(t, m, 50).Prune(t.Context(), PruneOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	fullCheck(t, m, want)
@@ -389,7 +389,7 @@ func TestManifestVisibleAfterError(t *testing.T) {
 	if n := packNames(m); len(n) == 0 {
 		t.Error("packs are gone")
 	}
-	if rep, err := r.Prune(t.Context()); err != nil || rep.Packs == 0 {
+	if rep, err := r.Prune(t.Context(), PruneOptions{}); err != nil || rep.Packs == 0 {
 		t.Errorf("prune: %+v, %v", rep, err)
 	}
 	if n := m.Names(""); len(n) != 2 { // config and key

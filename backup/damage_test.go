@@ -172,7 +172,7 @@ func TestDamagedManifest(t *testing.T) {
 		t.Errorf("report is %+v", rep)
 	}
 	b3 := create(t, r, CreateOptions{}, source(t, "a", two))
-	_, err = r.Prune(t.Context())
+	_, err = r.Prune(t.Context(), PruneOptions{})
 	wantErr(t, "prune", err, ErrDamaged, "no pack is removed")
 	packs := len(packNames(m))
 	_, _, err = r.Delete(t.Context(), b1.ID)
@@ -192,7 +192,7 @@ func TestNewerManifest(t *testing.T) {
 	m.SetObject("backups/"+b.ID, renumber(t, m.Object("backups/"+b.ID), 2))
 	_, err := r.Get(t.Context(), b.ID)
 	wantErr(t, "get", err, ErrVersion, "newer swapback")
-	_, err = r.Prune(t.Context())
+	_, err = r.Prune(t.Context(), PruneOptions{})
 	wantErr(t, "prune", err, ErrDamaged, "no pack is removed")
 	m.SetObject("config", renumber(t, m.Object("config"), 2))
 	_, err = openStore(t.Context(), m, secretOf(m))

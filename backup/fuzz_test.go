@@ -130,7 +130,7 @@ func FuzzRepository(f *testing.F) {
 		}
 		m.SetObject(pendingName, textObject(format.TextPending, note))
 		before := m.Names("")
-		if _, err := view(t, m, 2).Prune(t.Context()); err != nil {
+		if _, err := view(t, m, 2).Prune(t.Context(), PruneOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		// What is noted goes, unless it is needed or the lease is noted too.

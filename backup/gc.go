@@ -30,7 +30,8 @@ import (
 //
 // That an operation that began later can't need noted garbage holds only while
 // no manifest that names it comes and goes unseen. Therefore whoever removes a
-// manifest throws the note away first, under the lock.
+// manifest throws the note away first, under the lock. Exchanging a manifest, see
+// moving, is removing one and making another.
 const (
 	gcLock      = "locks/gc"
 	pendingName = "gc/pending"
@@ -145,30 +146,13 @@ func (r *Repository) removeManifestLocked(ctx context.Context, lock *gcHold, nam
 	return r.store.Delete(ctx, name)
 }
 
-// Prune removes packs that no backup needs, such as a crashed backup left.
-func (r *Repository) Prune(ctx context.Context) (rep PruneReport, err error) {
-	op := "prune " + r.Location()
-	lock, err := r.lock(ctx)
-	if err != nil {
-		return rep, wrap(op, err)
-	}
-	defer lock.release()
-	if err := r.sweepPending(ctx, lock, &rep); err != nil {
-		return rep, r.kept(op, err)
-	}
-	if err := r.sweep(ctx, lock, &rep); err != nil {
-		return rep, r.kept(op, err)
-	}
-	return rep, nil
-}
-
 func unreadable(err error) bool { return pack.IsDamage(err) || errors.Is(err, format.ErrVersion) }
 
 // kept is the error of a removal that can't know what is needed.
 func (r *Repository) kept(op string, err error) error {
 	if unreadable(err) {
 		return &Error{Kind: ErrDamaged, Op: op, Err: err, Detail: "no pack is removed while a backup's table can't be read",
-			Remedy: "see what is affected with: swapback backup verify --all; then delete the damaged backups"}
+			Remedy: "see what is affected with: swapback backup verify --all; put back what can be had from elsewhere with: swapback repo heal; then delete the backups that stay damaged"}
 	}
 	return wrap(op, err)
 }

@@ -240,3 +240,30 @@ func textObject(kind string, body []byte) []byte {
 
 // packNames returns how many packs there are.
 func packNames(m *storetest.Mem) []string { return m.Names("packs") }
+
+// chunkRefs returns where the distinct chunks of all backups lie, in the order of the
+// newest backup first.
+func chunkRefs(t testing.TB, r *Repository) (refs []format.Ref) {
+	t.Helper()
+	list, err := r.List(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tb, err := r.newTables(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tb.close()
+	for _, b := range slices.Backward(list) {
+		for _, v := range b.Volumes {
+			err := tb.volume(b, v, seen{chunk: func(_ int64, ref format.Ref) error {
+				refs = append(refs, ref)
+				return nil
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return refs
+}

@@ -28,6 +28,7 @@ type hostile struct {
 	b       Backup
 	target  string
 	hash    pack.Hash
+	repo    format.ID
 }
 
 func newHostile(t *testing.T) *hostile {
@@ -42,7 +43,7 @@ func newHostile(t *testing.T) *hostile {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	h.hash = r.hash
+	h.hash, h.repo = r.hash, r.id
 	h.b = create(t, r, CreateOptions{}, source(t, "a", h.content))
 	h.target = dirty(t, len(h.content))
 	return h
@@ -133,7 +134,7 @@ func (h *hostile) firstPack() string {
 func (h *hostile) pack(id byte, kind format.Kind, blobs ...blob) []format.Ref {
 	h.t.Helper()
 	packID := format.ID{id}
-	p := format.AppendPackHeader(nil, format.PackHeader{Kind: kind, Pack: packID})
+	p := format.AppendPackHeader(nil, format.PackHeader{Kind: kind, Pack: packID, Repository: h.repo})
 	var refs []format.Ref
 	for _, x := range blobs {
 		r := format.Ref{Pack: packID, Offset: uint32(len(p)), Stored: uint32(len(x.payload)), Length: x.length, Kind: kind, Codec: x.codec, Hash: x.hash}
@@ -235,7 +236,14 @@ func (h *hostile) use(ctx context.Context) string {
 	volume.Size = 0
 	_, err = r.Create(ctx, []Source{{Path: h.target, Volume: volume, Changes: &Changes{Base: h.b.ID, Ranges: []Range{{0, 1}}}}}, CreateOptions{Parallel: 2})
 	say("create over it", err)
-	_, err = r.Prune(ctx)
+	rep, err := r.Check(ctx)
+	say("check", err)
+	for _, f := range rep.Problems {
+		said = append(said, f.Object+": "+f.Detail)
+	}
+	_, err = r.Stats(ctx)
+	say("stats", err)
+	_, err = r.Prune(ctx, PruneOptions{Repack: true})
 	say("prune", err)
 	_, _, err = r.Delete(ctx, h.b.ID)
 	say("delete", err)

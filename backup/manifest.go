@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -118,12 +119,27 @@ func (r *Repository) ids(ctx context.Context) ([]string, error) {
 	return ids, nil
 }
 
+// readManifest reads the manifest of a backup. It may be exchanged meanwhile, see
+// moving, so that what is read is partly of one and partly of the other: it is damaged
+// only when it is the same damaged one twice.
 func (r *Repository) readManifest(ctx context.Context, id string) (b Backup, err error) {
-	name := backupDir + "/" + id
-	body, err := readText(ctx, r.store, name)
-	if err != nil {
-		return b, err
+	const attempts = 3
+	var before [sha256.Size]byte
+	for i := 1; ; i++ {
+		body, err := readText(ctx, r.store, backupDir+"/"+id)
+		if err == nil {
+			b, err = r.decodeManifest(body, id)
+		}
+		sum := sha256.Sum256(body)
+		if !pack.IsDamage(err) || errors.Is(err, store.ErrNotExist) || i > 1 && sum == before || i == attempts {
+			return b, err
+		}
+		before = sum
 	}
+}
+
+func (r *Repository) decodeManifest(body []byte, id string) (b Backup, err error) {
+	name := backupDir + "/" + id
 	var m manifest
 	if err := r.decodeSealed(body, format.TextBackup, name, &m); err != nil {
 		return Backup{}, fmt.Errorf("%s: %w", name, err)

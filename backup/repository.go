@@ -190,6 +190,10 @@ type sealedText struct {
 
 // putSealed makes a new text object, encrypted where the repository is.
 func (r *Repository) putSealed(ctx context.Context, name, kind string, v any) error {
+	return r.putSealedAs(ctx, store.Exclusive, name, kind, v)
+}
+
+func (r *Repository) putSealedAs(ctx context.Context, mode store.Mode, name, kind string, v any) error {
 	if r.sealer != nil {
 		body, err := json.Marshal(v)
 		if err != nil {
@@ -197,7 +201,7 @@ func (r *Repository) putSealed(ctx context.Context, name, kind string, v any) er
 		}
 		v = sealedText{r.sealer.SealText(kind, name, body)}
 	}
-	return putText(ctx, r.store, name, store.Exclusive, kind, v)
+	return putText(ctx, r.store, name, mode, kind, v)
 }
 
 // decodeSealed decodes a text object of this name into v.

@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -59,6 +60,18 @@ func (r *Repository) beginReading(ctx context.Context, operation string, log *sl
 		return s, nil
 	}
 	return s, err
+}
+
+// alive tells whether the lease is still held and there: what was written under it
+// may be gone when it is not.
+func (s *session) alive(ctx context.Context, st store.Store) error {
+	if _, err := st.Size(ctx, s.name); err != nil {
+		return fmt.Errorf("somebody removed this operation's lease, and maybe its packs: %w", err)
+	}
+	if err := s.hold.Err(); err != nil {
+		return fmt.Errorf("this operation's lease is lost, and maybe its packs: %w", err)
+	}
+	return nil
 }
 
 func (s *session) end() {

@@ -268,12 +268,32 @@ type VerifyReport struct {
 	Seconds float64         `json:"seconds"`
 }
 
+// PruneOptions says how to prune. The zero value removes whole packs only.
+type PruneOptions struct {
+	// Repack writes what backups need of packs to new ones, so that no more than
+	// MaxUnused of all bytes, between 0 and 1, are needed by nobody.
+	Repack    bool
+	MaxUnused float64
+	// DryRun only tells what would be done. What crashed writers left in the middle
+	// of an object is not told.
+	DryRun bool
+	Logger *slog.Logger
+}
+
 // PruneReport tells what a removal freed.
 type PruneReport struct {
 	Packs   int   `json:"packs"`   // removed
 	Bytes   int64 `json:"bytes"`   // freed
 	Waiting int   `json:"waiting"` // packs kept because an operation is running
 	Leases  int   `json:"leases"`  // operations running now
+	// Repacked counts packs whose blobs moved to new ones, of Moved bytes; they are
+	// among those that were removed or wait.
+	Repacked int   `json:"repacked,omitempty"`
+	Moved    int64 `json:"moved,omitempty"`
+	// Unused is what nobody needs of packs that stay. Only a prune that repacks, or
+	// is a dry run, knows it.
+	Unused int64 `json:"unused,omitempty"`
+	DryRun bool  `json:"dry_run,omitempty"`
 }
 
 // Phases of [Progress].

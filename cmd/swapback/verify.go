@@ -24,16 +24,24 @@ type verifyOptions struct {
 // defaultSample is how much of the data a verification reads that says nothing.
 const defaultSample = 0.05
 
-// shareFlag is a share as a flag: 5%.
+// shareFlag is a share as a flag, above 0: 5%.
 type shareFlag float64
 
 func (f *shareFlag) Set(s string) error {
-	n, err := strconv.ParseFloat(strings.TrimSuffix(s, "%"), 64)
-	if err != nil || !strings.HasSuffix(s, "%") || !(n > 0 && n <= 100) {
-		return fmt.Errorf("%q is not a share such as 5%% or 0.5%%", s)
+	n, err := parseShare(s)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("%q is nothing at all", s)
 	}
-	*f = shareFlag(n / 100)
-	return nil
+	*f = shareFlag(n)
+	return err
+}
+
+func parseShare(s string) (float64, error) {
+	n, err := strconv.ParseFloat(strings.TrimSuffix(s, "%"), 64)
+	if err != nil || !strings.HasSuffix(s, "%") || !(n >= 0 && n <= 100) {
+		return 0, fmt.Errorf("%q is not a share such as 5%% or 0.5%%", s)
+	}
+	return n / 100, nil
 }
 
 func (f *shareFlag) String() string {

@@ -24,6 +24,8 @@ type Reader struct {
 	seal  *seal.Sealer // nil where nothing is encrypted
 	dec   *codec.Decompressor
 	buf   []byte
+	kept  []byte // see Verbatim
+	plain []byte
 	bytes int64
 }
 
@@ -51,6 +53,17 @@ func (r *Reader) Read(ctx context.Context, ref format.Ref, dst []byte) error {
 		return err
 	}
 	return r.decode(r.buf, ref, dst)
+}
+
+// Verbatim checks the blob as Read does and returns its payload as it is stored,
+// which is valid until the next call.
+func (r *Reader) Verbatim(ctx context.Context, ref format.Ref) ([]byte, error) {
+	if err := r.load(ctx, ref.Pack, ref.Offset, format.BlobHeaderSize+int(ref.Stored)); err != nil {
+		return nil, err
+	}
+	r.kept = append(r.kept[:0], r.buf[format.BlobHeaderSize:]...) // opening a seal writes over it
+	r.plain = slices.Grow(r.plain[:0], int(ref.Length))[:ref.Length]
+	return r.kept, r.decode(r.buf, ref, r.plain)
 }
 
 // ReadRun is Read for several blobs that follow each other in one pack, see
