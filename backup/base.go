@@ -299,13 +299,16 @@ func (n *nodeCache) read(ctx context.Context, ref format.Ref, dst []byte) error 
 	if err := n.reader.Read(ctx, ref, dst); err != nil {
 		return err
 	}
+	var mem []byte
 	if len(n.order) < cachedNodes {
 		n.order = append(n.order, ref)
 	} else {
-		delete(n.nodes, n.order[n.next])
+		oldest := n.order[n.next]
+		mem = n.nodes[oldest]
+		delete(n.nodes, oldest)
 		n.order[n.next], n.next = ref, (n.next+1)%cachedNodes
 	}
-	n.nodes[ref] = slices.Clone(dst)
+	n.nodes[ref] = append(mem[:0], dst...)
 	return nil
 }
 

@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/swapback/swapback/backup/internal/store/s3test"
 	"github.com/swapback/swapback/backup/internal/store/storetest"
 )
 
@@ -257,18 +260,6 @@ func TestIncrementalReadsWhatChanged(t *testing.T) {
 	wantRestored(t, r, b4.ID, d.content)
 }
 
-// blobReads counts the reads of blobs of a store, by what packs they lie in.
-func blobReads(m *storetest.Mem) map[string]int {
-	n := make(map[string]int)
-	m.After = func(op storetest.Op) error {
-		if op.Kind == "read" && strings.HasPrefix(op.Name, "packs/") {
-			n[op.Name]++
-		}
-		return nil
-	}
-	return n
-}
-
 // The table of a large volume is taken over by reading the nodes above what changed,
 // and of the chunks a sample, however large it is.
 func TestIncrementalReadsFewNodes(t *testing.T) {
@@ -325,4 +316,63 @@ func zeroBackup(t testing.TB, r *Repository, v VolumeRef, size int64) string {
 		t.Fatal(err)
 	}
 	return b.ID
+}
+
+// A chain in a bucket, over a network that loses connections, restores to each point
+// in time.
+func TestIncrementalInS3(t *testing.T) {
+	server := s3test.Start(t)
+	faults := []s3test.Fault{s3test.Busy, s3test.Cut, s3test.HalfReply, s3test.LostReply}
+	proxy := s3test.NewProxy(t, server, func(n int, _ *http.Request) s3test.Fault {
+		if n%5 != 0 {
+			return s3test.None
+		}
+		return faults[n/5%len(faults)]
+	})
+	r := bucket(t, server.Location(proxy.Addr, "repo"))
+	d := newDisk(t, "v", image(1, 60))
+	rnd := rand.New(rand.NewPCG(3, 3))
+	base := ""
+	points := make(map[string][]byte)
+	for range 5 {
+		b := create(t, r, CreateOptions{Parallel: 2}, d.source(base))
+		wantBase(t, b, base)
+		base = b.ID
+		points[base] = bytes.Clone(d.content)
+		d.scribble(rnd, 3)
+	}
+	for id, content := range points {
+		wantRestored(t, r, id, content)
+	}
+	if n := proxy.Faults(); n < 10 {
+		t.Errorf("only %d requests came to harm", n)
+	}
+}
+
+// What an incremental backup asks of the repository does not follow how many backups
+// there are.
+func TestIncrementalCostsTheSame(t *testing.T) {
+	r, m := memRepo(t)
+	d := newDisk(t, "v", image(1, 200))
+	b := create(t, r, CreateOptions{}, d.source(""))
+	cost := func(seed uint32) (n int) {
+		t.Helper()
+		other := m.Open()
+		var mu sync.Mutex
+		other.After = func(storetest.Op) error {
+			mu.Lock()
+			defer mu.Unlock()
+			n++
+			return nil
+		}
+		d.write(int64(seed)*testChunk, []byte{0xff, byte(seed)})
+		b = create(t, view(t, other, seed), CreateOptions{}, d.source(b.ID))
+		return n
+	}
+	first := cost(2)
+	for i := range uint32(20) {
+		if n := cost(3 + i); n > first+3 { // another pack may have a longer directory
+			t.Fatalf("backup %d took %d operations of the store, the first %d", i, n, first)
+		}
+	}
 }

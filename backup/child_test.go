@@ -96,6 +96,10 @@ func runChild() {
 			os.Exit(1)
 		}
 	}
+	if base, is := strings.CutPrefix(os.Getenv(childEnv), "scale "); is {
+		fail(runScale(base))
+		return
+	}
 	kill, err := strconv.ParseInt(os.Getenv(killEnv), 10, 64)
 	fail(err)
 	folder, err := store.OpenFolder(os.Getenv(repoEnv))

@@ -168,9 +168,10 @@ type creation struct {
 	cache    *nodeCache // nil until there is a base
 
 	// For nodes; every worker has its own.
-	comp   *codec.Compressor
-	reader *pack.Reader
-	buf    []byte
+	comp    *codec.Compressor
+	reader  *pack.Reader
+	buf     []byte
+	scratch []byte
 }
 
 func (r *Repository) newCreation(s *session, o CreateOptions, sources int, log *slog.Logger) (*creation, error) {
@@ -366,12 +367,13 @@ func (c *creation) chunk(ctx context.Context, v *BackupVolume, ck *chunk) (forma
 // node stores a node, if it is not there yet. was is what the base has in its place.
 func (c *creation) node(ctx context.Context, v *BackupVolume, node []byte, was format.Ref) (format.Ref, error) {
 	hash := c.r.hash(node)
+	c.scratch = slices.Grow(c.scratch[:0], len(node))
 	if !was.IsZero() && was.Hash == hash {
-		if ok, err := c.reuse.usable(ctx, c.reader, was, make([]byte, len(node))); ok || err != nil {
+		if ok, err := c.reuse.usable(ctx, c.reader, was, c.scratch[:len(node)]); ok || err != nil {
 			return was, err
 		}
 	}
-	ref, ok, err := c.reuse.find(ctx, c.reader, hash, format.KindNode, len(node), make([]byte, len(node)))
+	ref, ok, err := c.reuse.find(ctx, c.reader, hash, format.KindNode, len(node), c.scratch[:len(node)])
 	if ok || err != nil {
 		return ref, err
 	}

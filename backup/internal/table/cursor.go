@@ -2,6 +2,7 @@ package table
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/swapback/swapback/backup/internal/format"
 )
@@ -11,6 +12,7 @@ import (
 type Cursor struct {
 	tree  Tree
 	nodes []cursorNode // of each level, from 1
+	buf   []byte       // for a node being read
 }
 
 type cursorNode struct {
@@ -87,7 +89,8 @@ func (c *Cursor) read(ref format.Ref, level int, off int64, mem []format.Ref) ([
 	if err := s.CheckEntry(ref, level+1, off); err != nil { // the root's was not decoded here
 		return nil, err
 	}
-	node := make([]byte, ref.Length)
+	c.buf = slices.Grow(c.buf[:0], int(ref.Length))
+	node := c.buf[:ref.Length]
 	if err := c.tree.Read(ref, node); err != nil {
 		return nil, err
 	}

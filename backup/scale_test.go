@@ -1,0 +1,208 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// scaleEnv has TestScale run: it takes a minute or two, 8 GiB of disk, and a file
+// system with files of a TiB.
+const scaleEnv = "SWAPBACK_SCALE"
+
+// scaled is what an incremental backup took, in a process of its own.
+type scaled struct {
+	Seconds float64
+	Peak    int64 // resident memory, bytes
+	Backup  Backup
+}
+
+// runScale is the child: one incremental backup on top of base. What changed is read
+// from a file beside the image.
+func runScale(base string) error {
+	ctx, path := context.Background(), os.Getenv(imageEnv)
+	body, err := os.ReadFile(path + ".changes")
+	if err != nil {
+		return err
+	}
+	ch := &Changes{Base: base}
+	if err := json.Unmarshal(body, &ch.Ranges); err != nil {
+		return err
+	}
+	start := time.Now()
+	r, err := Open(ctx, os.Getenv(repoEnv), Secret{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var s scaled
+	if s.Backup, err = r.Create(ctx, []Source{{Path: path, Volume: VolumeRef{Name: "v", UUID: "u"}, Changes: ch}}, CreateOptions{}); err != nil {
+		return err
+	}
+	s.Seconds = time.Since(start).Seconds()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err
+	}
+	kib := regexp.MustCompile(`VmHWM:\s*(\d+) kB`).FindSubmatch(status)
+	if kib == nil {
+		return fmt.Errorf("no VmHWM in %s", status)
+	}
+	n, err := strconv.ParseInt(string(kib[1]), 10, 64)
+	s.Peak = n << 10
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(s)
+}
+
+// scaleVolume is a sparse file, its repository, and the last backup there.
+type scaleVolume struct {
+	t     *testing.T
+	size  int64
+	image string
+	repo  *Repository
+	last  string
+	runs  []scaled
+}
+
+func newScaleVolume(t *testing.T, size int64) *scaleVolume {
+	t.Helper()
+	dir := t.TempDir()
+	s := &scaleVolume{t: t, size: size, image: filepath.Join(dir, "image")}
+	if err := os.WriteFile(s.image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(s.image, size); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if s.repo, err = Init(t.Context(), filepath.Join(dir, "repo"), InitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.repo.Close() })
+	// A full backup of a sparse TiB would read all of its zeroes, for minutes.
+	s.last = zeroBackup(t, s.repo, VolumeRef{Name: "v", UUID: "u"}, size)
+	return s
+}
+
+// round writes random bytes to all places, backs up in a child, and deletes the
+// backup before.
+func (s *scaleVolume) round(places []Range, seed byte) {
+	s.t.Helper()
+	f, err := os.OpenFile(s.image, os.O_WRONLY, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	cc := rand.NewChaCha8([32]byte{seed})
+	p := make([]byte, DefaultChunkSize)
+	for _, r := range places {
+		for off := r.Offset; off < r.Offset+r.Length; off += int64(len(p)) {
+			cc.Read(p)
+			if _, err := f.WriteAt(p, off); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+	if err := f.Sync(); err != nil {
+		s.t.Fatal(err)
+	}
+	body, err := json.Marshal(places)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(s.image+".changes", body, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"=scale "+s.last, repoEnv+"="+s.repo.Location(), imageEnv+"="+s.image)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		s.t.Fatalf("%v: %s", err, errOut.String())
+	}
+	var run scaled
+	if err := json.Unmarshal(out.Bytes(), &run); err != nil {
+		s.t.Fatal(err)
+	}
+	v := run.Backup.Volumes[0]
+	if v.Base != s.last || v.ReadBytes != scaleChanged || v.ChangedBytes != scaleChanged {
+		s.t.Fatalf("made against %q, %d bytes read, %d changed: %+v", v.Base, v.ReadBytes, v.ChangedBytes, v)
+	}
+	if _, _, err := s.repo.Delete(s.t.Context(), s.last); err != nil {
+		s.t.Fatal(err)
+	}
+	s.last = run.Backup.ID
+	s.runs = append(s.runs, run)
+}
+
+// median leaves out the first round, which filled an empty volume.
+func (s *scaleVolume) median() (seconds, peak float64) {
+	var times, peaks []float64
+	for _, r := range s.runs[1:] {
+		times, peaks = append(times, r.Seconds), append(peaks, float64(r.Peak))
+	}
+	slices.Sort(times)
+	slices.Sort(peaks)
+	return times[len(times)/2], peaks[len(peaks)/2]
+}
+
+const scaleChanged = 1 << 30
+
+// An incremental backup of 1 GiB that changed takes as long, and as much memory, on
+// a sparse volume of 1 TiB as on one of 16 GiB.
+func TestScale(t *testing.T) {
+	if os.Getenv(scaleEnv) == "" {
+		t.Skipf("set %s=1 to run it", scaleEnv)
+	}
+	for _, layout := range []string{"scattered", "in one piece"} {
+		t.Run(layout, func(t *testing.T) {
+			volumes := []*scaleVolume{newScaleVolume(t, 16<<30), newScaleVolume(t, 1<<40)}
+			for round := range byte(6) {
+				for _, s := range volumes {
+					places := []Range{{s.size / 2, scaleChanged}}
+					if layout == "scattered" {
+						places = scattered(s.size, scaleChanged)
+					}
+					s.round(places, round)
+				}
+			}
+			var seconds, peaks []float64
+			for _, s := range volumes {
+				sec, peak := s.median()
+				seconds, peaks = append(seconds, sec), append(peaks, peak)
+				t.Logf("%5d GiB, %s: %.2f s, %.0f MiB peak, %d bytes stored beside the data", s.size>>30, layout, sec, peak/(1<<20),
+					s.runs[len(s.runs)-1].Backup.StoredBytes()-scaleChanged)
+			}
+			t.Logf("time × %.2f, memory × %.2f", seconds[1]/seconds[0], peaks[1]/peaks[0])
+			if seconds[1] > 1.3*seconds[0] || peaks[1] > 1.3*peaks[0] {
+				t.Error("want at most × 1.3")
+			}
+		})
+	}
+}
+
+// scattered chooses chunks of n bytes together, always the same ones.
+func scattered(size, n int64) (places []Range) {
+	rnd := rand.New(rand.NewPCG(1, uint64(size)))
+	chosen := make(map[int64]bool)
+	for int64(len(chosen)) < n/DefaultChunkSize {
+		chosen[rnd.Int64N(size/DefaultChunkSize)] = true
+	}
+	for i := range chosen {
+		places = append(places, Range{i * DefaultChunkSize, DefaultChunkSize})
+	}
+	slices.SortFunc(places, func(a, b Range) int { return int(min(max(a.Offset-b.Offset, -1), 1)) })
+	return places
+}
