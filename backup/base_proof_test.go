@@ -346,6 +346,53 @@ func TestDeleteBaseWhileWriting(t *testing.T) {
 	}
 }
 
+// A base whose packs are left for others while a backup is made against it: what is
+// taken over keeps them.
+func TestRepackBaseWhileWriting(t *testing.T) {
+	for _, stage := range []string{"read packs", "create packs", "commit backups"} {
+		t.Run(stage, func(t *testing.T) {
+			_, m := memRepo(t)
+			other := view(t, m.Open(), 2)
+			d := newDisk(t, "v", image(1, 60))
+			old := create(t, other, CreateOptions{}, d.source(""))
+			for i := int64(0); i < 60; i += 2 {
+				d.write(i*testChunk, fmt.Appendf(nil, "changed %d", i))
+			}
+			b := create(t, other, CreateOptions{}, d.source(old.ID))
+			first := bytes.Clone(d.content)
+			if _, _, err := other.Delete(t.Context(), old.ID); err != nil {
+				t.Fatal(err)
+			}
+			d.write(30*testChunk, []byte("changed again"))
+			src := d.source(b.ID)
+			writer := m.Open()
+			var once sync.Once
+			hook := func(op storetest.Op) error {
+				if kind, dir, _ := strings.Cut(stage, " "); op.Kind == kind && strings.HasPrefix(op.Name, dir) {
+					once.Do(func() {
+						rep, err := other.Prune(context.Background(), PruneOptions{Repack: true})
+						if err != nil || rep.Repacked == 0 {
+							t.Errorf("prune: %+v, %v", rep, err)
+						}
+					})
+				}
+				return nil
+			}
+			writer.Before = hook
+			b2 := create(t, view(t, writer, 3), CreateOptions{}, src)
+			wantBase(t, b2, b.ID)
+			want := images{b.ID: {"v": first}, b2.ID: {"v": d.content}}
+			for range 2 {
+				fullCheck(t, m.Open(), want)
+				if _, err := other.Prune(t.Context(), PruneOptions{Repack: true}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fullCheck(t, m.Open(), want)
+		})
+	}
+}
+
 // After a crash at any operation of an incremental backup its base is whole, and the
 // new one is whole or not there.
 func TestCrashDuringIncremental(t *testing.T) {
