@@ -81,6 +81,12 @@ func (r *Repository) Check(ctx context.Context) (rep CheckReport, err error) {
 	if err != nil {
 		return rep, wrap(op, err)
 	}
+	kept := make(map[format.ID]bool) // for the next run of an interrupted backup
+	if err := r.noteNeeded(ctx, kept); unreadable(err) {
+		c.note(interruptedDir, err.Error(), "remove it with: swapback repo prune")
+	} else if err != nil {
+		return rep, wrap(op, err)
+	}
 	names := make([]string, len(packs))
 	var unneeded []format.ID
 	for i, p := range packs {
@@ -91,8 +97,10 @@ func (r *Repository) Check(ctx context.Context) (rep CheckReport, err error) {
 			c.note(p.Name, "no pack has such a name; it is left alone", "")
 			continue
 		case !needed[id]:
-			rep.Unused++
-			rep.UnusedBytes += p.Size
+			if !kept[id] {
+				rep.Unused++
+				rep.UnusedBytes += p.Size
+			}
 			unneeded = append(unneeded, id)
 		}
 		rep.Packs++

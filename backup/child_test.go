@@ -23,6 +23,7 @@ const (
 	repoEnv  = "SWAPBACK_TEST_REPO"
 	imageEnv = "SWAPBACK_TEST_IMAGE"
 	killEnv  = "SWAPBACK_TEST_KILL" // before which operation
+	noteEnv  = "SWAPBACK_TEST_NOTE" // notes its packs whenever it can
 )
 
 // killStore kills its process before the n-th operation that changes the store, or
@@ -109,6 +110,9 @@ func runChild() {
 	r, err := openStore(context.Background(), k, Secret{})
 	fail(err)
 	r.packSize = testPack
+	if os.Getenv(noteEnv) != "" {
+		r.noteEvery = 1
+	}
 	switch image := os.Getenv(imageEnv); what {
 	case "create":
 		_, err = r.Create(context.Background(), []Source{{Path: image, Volume: VolumeRef{Name: "a"}}}, CreateOptions{})

@@ -82,6 +82,9 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 	}
 	defer c.close()
 	failpoint.Hit("backup: session begun")
+	if err := c.takeUp(ctx, sources); err != nil {
+		return Backup{}, wrap(op, err)
+	}
 	if err := c.prepare(ctx, sources); err != nil {
 		return Backup{}, wrap(op, err)
 	}
@@ -104,6 +107,7 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 		c.discard(ctx, err)
 		return Backup{}, wrap(op, err)
 	}
+	c.settle(ctx)
 	log.Info("backup is complete", "backup", b.ID, "repository", r.Location(),
 		"size", b.Size(), "stored", b.StoredBytes(), "duration", time.Since(start))
 	if len(c.missed) > 0 {
@@ -166,6 +170,7 @@ type creation struct {
 	loaded   bool    // what earlier backups hold is known
 	missed   []Missed
 	cache    *nodeCache // nil until there is a base
+	noting   noting
 
 	// For nodes; every worker has its own.
 	comp    *codec.Compressor
@@ -395,6 +400,7 @@ func (c *creation) add(ctx context.Context, v *BackupVolume, w *pack.Writer, ref
 	n := int64(format.BlobHeaderSize + len(payload))
 	v.StoredBytes += n
 	c.progress.stored.Add(n)
+	c.noteNow(ctx)
 	return ref, nil
 }
 
@@ -457,8 +463,9 @@ func (c *creation) retract(ctx context.Context, id string, err error) error {
 // cleanupTime bounds what a failed or cancelled backup does to clean up.
 const cleanupTime = 30 * time.Second
 
-// discard removes the packs of a backup that failed. Nobody else knows them, as
-// no manifest names them. What can't be removed is for Prune.
+// discard removes the packs of a backup that failed, unless the next one is to go
+// on from them. Nobody else knows them, as no manifest names them, and nobody reads
+// the note of a session that is there. What can't be removed is for Prune.
 func (c *creation) discard(ctx context.Context, err error) {
 	c.chunks.Abort()
 	c.nodes.Abort()
@@ -468,6 +475,18 @@ func (c *creation) discard(ctx context.Context, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
+	if c.keep(ctx, err) {
+		return
+	}
+	if c.noting.packs > 0 {
+		if c.session.hold.Err() != nil {
+			return // somebody may be going on from the note by now
+		}
+		if err := c.r.removeManifest(ctx, c.noteName()); err != nil {
+			c.log.Warn("note and packs of the failed backup are left; prune removes them", "err", err)
+			return
+		}
+	}
 	var names []string
 	for _, id := range append(slices.Clone(c.chunks.Packs()), c.nodes.Packs()...) {
 		names = append(names, pack.Name(id))

@@ -5,6 +5,7 @@
 //	config               what this repository is: version, id, chunk size, hash
 //	packs/AA/ID          chunks and table nodes, 32 MiB or so to an object
 //	backups/ID           one manifest per backup, written last
+//	interrupted/ID       what a backup left that did not get to its end
 //	leases/ID            one per running operation, held open while it runs
 //	gc/pending           packs that wait for running operations before removal
 //

@@ -14,6 +14,8 @@ import (
 
 // How packs are removed safely beside running operations, without clocks.
 //
+// What is said of manifests holds for the notes of interrupted.go too.
+//
 // Every operation holds a lease from before it reads the first manifest until
 // after it wrote its own or read the last pack. A pack is needed by the backups
 // whose tables name it, and by operations that saw such a backup before it was
@@ -125,7 +127,7 @@ func quoted(ids []string) string {
 	return "backup " + some(texts)
 }
 
-// removeManifest removes a manifest and no pack.
+// removeManifest removes a manifest or a note, and no pack.
 func (r *Repository) removeManifest(ctx context.Context, name string) error {
 	lock, err := r.lock(ctx)
 	if err != nil {
@@ -135,7 +137,7 @@ func (r *Repository) removeManifest(ctx context.Context, name string) error {
 	return r.removeManifestLocked(ctx, lock, name)
 }
 
-// removeManifestLocked is the only one to remove manifests.
+// removeManifestLocked is the only one to remove manifests and notes.
 func (r *Repository) removeManifestLocked(ctx context.Context, lock *gcHold, name string) error {
 	if err := lock.check(); err != nil {
 		return err
@@ -201,8 +203,8 @@ func (r *Repository) look(ctx context.Context) (st state, err error) {
 	return st, nil
 }
 
-// neededPacks returns the packs that the tables of all backups name. It fails
-// when it can't read every one of them.
+// neededPacks returns the packs that the tables of all backups and the notes of
+// interrupted ones name. It fails when it can't read every one of them.
 func (r *Repository) neededPacks(ctx context.Context) (map[format.ID]bool, error) {
 	ids, err := r.ids(ctx)
 	if err != nil {
@@ -230,7 +232,7 @@ func (r *Repository) neededPacks(ctx context.Context) (map[format.ID]bool, error
 			}
 		}
 	}
-	return needed, nil
+	return needed, r.noteNeeded(ctx, needed)
 }
 
 // sweepPending removes noted garbage whose leases have all ended.

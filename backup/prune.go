@@ -252,8 +252,12 @@ func (r *Repository) pruneDry(ctx context.Context, o PruneOptions) (rep PruneRep
 	if err != nil {
 		return rep, err
 	}
+	noted := make(map[format.ID]bool)
+	if err := r.noteNeeded(ctx, noted); err != nil {
+		return rep, err
+	}
 	for id, size := range u.sizes {
-		if _, needed := u.packs[id]; needed {
+		if _, needed := u.packs[id]; needed || noted[id] {
 			continue
 		}
 		if rep.Leases > 0 {

@@ -28,9 +28,10 @@ type Repository struct {
 	sealer *seal.Sealer // likewise
 
 	// Tests make these predictable.
-	now      func() time.Time
-	newID    func() format.ID
-	packSize int64
+	now       func() time.Time
+	newID     func() format.ID
+	packSize  int64
+	noteEvery time.Duration
 }
 
 // Init makes a repository at location: a path, a file:// URL or an s3:// URL, see

@@ -90,7 +90,7 @@ func (u *reuse) load(ctx context.Context, r *Repository, sources []Source) error
 		return nil
 	}
 	// What a base was looked through for would hide what lies below it.
-	maps.DeleteFunc(u.known, func(_ blobKey, b knownBlob) bool { return !b.own })
+	maps.DeleteFunc(u.known, func(k blobKey, b knownBlob) bool { return k.kind == format.KindNode && !b.own })
 	list, err := r.list(ctx)
 	if err != nil {
 		return err
@@ -98,10 +98,7 @@ func (u *reuse) load(ctx context.Context, r *Repository, sources []Source) error
 	var same, others []BackupVolume
 	for _, b := range slices.Backward(list) {
 		for _, v := range b.Volumes {
-			isSame := func(s Source) bool {
-				return v.UUID != "" && v.UUID == s.Volume.UUID || v.name() == s.Volume.name()
-			}
-			if slices.ContainsFunc(sources, isSame) {
+			if slices.ContainsFunc(sources, func(s Source) bool { return sameVolume(v.VolumeRef, s.Volume) }) {
 				same = append(same, v)
 			} else {
 				others = append(others, v)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +14,11 @@ import (
 type pruneOptions struct {
 	maxUnused string
 	dryRun    bool
+	all       bool
 }
+
+// keepInterrupted is how long prune leaves an interrupted backup to its next run.
+const keepInterrupted = 7 * 24 * time.Hour
 
 func newRepoPrune(a *app) *cobra.Command {
 	var o pruneOptions
@@ -27,6 +32,9 @@ Of packs of which backups need only a part, prune writes that part to new packs,
 no more than --max-unused of the repository is needed by nobody. 100% rewrites
 nothing.
 
+What an interrupted backup stored is kept for seven days, for the next backup of
+the same volumes to go on from. --all removes it at once.
+
 Backups and running operations are not touched: what they may need stays until they
 have ended, and is removed by the next prune.`,
 		Example: `  swapback repo prune --repo /backups
@@ -39,6 +47,7 @@ have ended, and is removed by the next prune.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.maxUnused, "max-unused", "5%", "share of the repository that may stay although nothing needs it")
+	cmd.Flags().BoolVar(&o.all, "all", false, "also remove what interrupted backups left for their next run")
 	cmd.Flags().BoolVarP(&o.dryRun, "dry-run", "n", false, "only say what would be removed")
 	return cmd
 }
@@ -53,6 +62,15 @@ func runRepoPrune(ctx context.Context, a *app, o pruneOptions) error {
 		return err
 	}
 	defer repo.Close()
+	age := keepInterrupted
+	if o.all {
+		age = 0
+	}
+	if !o.dryRun {
+		if _, err := repo.DropInterrupted(ctx, age); err != nil {
+			return err
+		}
+	}
 	report, err := repo.Prune(ctx, backup.PruneOptions{Repack: true, MaxUnused: most, DryRun: o.dryRun, Logger: a.logger()})
 	if err != nil {
 		return err

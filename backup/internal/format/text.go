@@ -12,7 +12,8 @@ import (
 //
 //	offset  bytes  field
 //	     0      9  "swapback-"
-//	     9     12  kind, padded with spaces: config, backup, lease, pending, key
+//	     9     12  kind, padded with spaces: config, backup, lease, pending, key,
+//	               interrupted
 //	    21      5  " v" and the version, three digits
 //	    26     20  " length " and the body's bytes, twelve digits
 //	    46     16  " crc32c " and eight hex digits
@@ -36,6 +37,8 @@ const (
 	TextLease   = "lease"
 	TextPending = "pending"
 	TextKey     = "key"
+	// TextInterrupted is what an interrupted backup left.
+	TextInterrupted = "interrupted"
 )
 
 // TextVersion is what this program writes and the newest it reads.

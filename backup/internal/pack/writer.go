@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/swapback/swapback/backup/internal/format"
@@ -64,6 +65,7 @@ type Writer struct {
 	err   error // first error of a commit
 	bytes int64 // of all packs that are durable
 	packs []format.ID
+	done  []format.ID // of packs that are durable
 }
 
 // NewWriter returns a Writer that has not made a pack yet.
@@ -137,7 +139,7 @@ func (w *Writer) close(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	out, size := w.w, int64(w.end)+int64(len(tail))
+	out, id, size := w.w, w.id, int64(w.end)+int64(len(tail))
 	w.w = nil
 	w.wg.Go(func() {
 		defer func() { <-w.slots }()
@@ -146,6 +148,7 @@ func (w *Writer) close(ctx context.Context) error {
 		defer w.mu.Unlock()
 		if err == nil {
 			w.bytes += size
+			w.done = append(w.done, id)
 		} else if w.err == nil {
 			w.err = fmt.Errorf("write pack: %w", err)
 		}
@@ -176,6 +179,13 @@ func (w *Writer) Bytes() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.bytes
+}
+
+// Durable names the packs that are durable.
+func (w *Writer) Durable() []format.ID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.done)
 }
 
 // Packs names all packs that were begun. Those that were aborted are not there.
