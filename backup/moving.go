@@ -128,6 +128,43 @@ func (m *moving) move(from, to format.Ref) {
 	m.named[to.Pack] = true
 }
 
+// leavePacks copies the chunks that backups have in packs, those that have not moved
+// yet, and sees to it that no node stays there.
+func (m *moving) leavePacks(ctx context.Context, list []Backup, leave map[format.ID]bool) error {
+	m.leave = leave
+	t, err := m.r.newTables(ctx)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	t.chunks = nil // moved knows them
+	s := seen{chunk: func(_ int64, ref format.Ref) error {
+		if _, there := m.moved[ref]; there || !leave[ref.Pack] {
+			return nil
+		}
+		to, err := m.copy(ctx, ref)
+		if pack.IsDamage(err) {
+			m.log.Warn("a damaged chunk stays where it is, and its pack", "pack", pack.Name(ref.Pack), "err", err)
+			return nil
+		}
+		if err == nil {
+			m.move(ref, to)
+		}
+		return err
+	}}
+	if m.damaged {
+		s.bad = func(int64, int64, format.Ref, error) error { return nil }
+	}
+	for _, b := range list {
+		for _, v := range b.Volumes {
+			if err := t.volume(b, v, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // backup makes new tables for a backup, where they change.
 func (m *moving) backup(ctx context.Context, b Backup) error {
 	e := exchange{id: b.ID}
@@ -241,38 +278,40 @@ func (m *moving) writeNode(ctx context.Context, node []byte) (format.Ref, error)
 
 // commit makes everything durable and then exchanges the manifests. It returns
 // the backups that have new tables, also with an error. One that was deleted
-// meanwhile stays deleted.
-func (m *moving) commit(ctx context.Context) (changed []string, err error) {
+// meanwhile stays deleted; others is set when somebody else exchanged one meanwhile,
+// which is left as it is.
+func (m *moving) commit(ctx context.Context) (changed []string, others bool, err error) {
 	for _, w := range []*pack.Writer{m.chunks, m.nodes} {
 		if err := w.Flush(ctx); err != nil {
 			m.discard(ctx)
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if len(m.changes) == 0 {
 		m.discard(ctx)
-		return nil, nil
+		return nil, false, nil
 	}
 	lock, err := m.r.lock(ctx)
 	if err != nil {
 		m.discard(ctx)
-		return nil, err
+		return nil, false, err
 	}
 	defer lock.release()
 	if err := m.ready(ctx, lock); err != nil {
 		m.discard(ctx)
-		return nil, err
+		return nil, false, err
 	}
 	for _, e := range m.changes {
-		done, err := m.exchange(ctx, lock, e)
+		done, other, err := m.exchange(ctx, lock, e)
 		if err != nil {
-			return changed, err // the packs stay: somebody may have seen the manifest
+			return changed, others, err // the packs stay: somebody may have seen the manifest
 		}
 		if done {
 			changed = append(changed, e.id)
 		}
+		others = others || other
 	}
-	return changed, nil
+	return changed, others, nil
 }
 
 // ready looks whether everything that tables are about to name is there, while
@@ -292,13 +331,13 @@ func (m *moving) ready(ctx context.Context, lock *gcHold) error {
 	return m.r.store.Delete(ctx, pendingName)
 }
 
-func (m *moving) exchange(ctx context.Context, lock *gcHold, e exchange) (bool, error) {
+func (m *moving) exchange(ctx context.Context, lock *gcHold, e exchange) (done, other bool, err error) {
 	b, err := m.r.readManifest(ctx, e.id)
 	if errors.Is(err, store.ErrNotExist) {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	same := len(b.Volumes) == len(e.old)
 	for i := range b.Volumes {
@@ -306,18 +345,18 @@ func (m *moving) exchange(ctx context.Context, lock *gcHold, e exchange) (bool, 
 	}
 	if !same {
 		m.log.Warn("somebody else has exchanged this backup's tables meanwhile", "backup", e.id)
-		return false, nil
+		return false, true, nil
 	}
 	for i := range b.Volumes {
 		b.Volumes[i].Table = e.new[i]
 	}
 	if err := m.session.hold.Err(); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if err := lock.check(); err != nil {
-		return false, err
+		return false, false, err
 	}
-	return true, m.r.putSealedAs(ctx, store.Replace, backupDir+"/"+e.id, format.TextBackup, b)
+	return true, false, m.r.putSealedAs(ctx, store.Replace, backupDir+"/"+e.id, format.TextBackup, b)
 }
 
 // discard removes the packs that nobody knows of.

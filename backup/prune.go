@@ -181,50 +181,18 @@ func (r *Repository) repack(ctx context.Context, o PruneOptions, rep *PruneRepor
 
 // moveOut moves all that backups need out of packs.
 func (r *Repository) moveOut(ctx context.Context, m *moving, list []Backup, leave map[format.ID]bool) ([]string, error) {
-	m.leave = leave
-	err := func() error {
-		t, err := r.newTables(ctx)
-		if err != nil {
-			return err
+	err := m.leavePacks(ctx, list, leave)
+	for _, b := range list {
+		if err == nil {
+			err = m.backup(ctx, b)
 		}
-		defer t.close()
-		t.chunks = nil // moved knows them
-		move := func(_ int64, ref format.Ref) error {
-			if !leave[ref.Pack] {
-				return nil
-			}
-			if _, there := m.moved[ref]; there {
-				return nil
-			}
-			to, err := m.copy(ctx, ref)
-			if pack.IsDamage(err) {
-				m.log.Warn("a damaged chunk stays where it is, and its pack", "pack", pack.Name(ref.Pack), "err", err)
-				return nil
-			}
-			if err == nil {
-				m.move(ref, to)
-			}
-			return err
-		}
-		for _, b := range list {
-			for _, v := range b.Volumes {
-				if err := t.volume(b, v, seen{chunk: move}); err != nil {
-					return err
-				}
-			}
-		}
-		for _, b := range list {
-			if err := m.backup(ctx, b); err != nil {
-				return err
-			}
-		}
-		return nil
-	}()
+	}
 	if err != nil {
 		m.discard(ctx)
 		return nil, err
 	}
-	return m.commit(ctx)
+	changed, _, err := m.commit(ctx)
+	return changed, err
 }
 
 // pruneDry tells what Prune would do.

@@ -1,0 +1,429 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/pack"
+	"github.com/swapback/swapback/backup/internal/store"
+	"github.com/swapback/swapback/backup/internal/store/storetest"
+)
+
+// sick makes a repository with three backups, of which the last two share most, and
+// the images of its volumes as they are now.
+func sick(t *testing.T) (r *Repository, m *storetest.Mem, want images, from []string) {
+	t.Helper()
+	r, m = memRepo(t)
+	want = images{}
+	a, b := image(1, 30), image(2, 12)
+	add := func(a, b []byte) {
+		bk := create(t, r, CreateOptions{}, source(t, "a", a), source(t, "b", b))
+		want[bk.ID] = map[string][]byte{"a": a, "b": b}
+	}
+	add(image(7, 30), b)
+	add(a, b)
+	a = change(a, 5)
+	add(a, b)
+	return r, m, want, []string{write(t, a), write(t, b)}
+}
+
+// distinct returns so many chunks of different names, those that the newest backup has
+// first.
+func distinct(t *testing.T, r *Repository, n int) (refs []format.Ref) {
+	t.Helper()
+	for _, ref := range chunkRefs(t, r) {
+		if !slices.ContainsFunc(refs, func(o format.Ref) bool { return o.Hash == ref.Hash }) {
+			refs = append(refs, ref)
+		}
+	}
+	if len(refs) < n {
+		t.Fatalf("only %d chunks", len(refs))
+	}
+	return refs[:n]
+}
+
+// healSeed makes the IDs of each heal its own.
+var healSeed atomic.Uint32
+
+func heal(t *testing.T, m *storetest.Mem, o HealOptions) HealReport {
+	t.Helper()
+	o.Parallel = 2
+	rep, err := view(t, m, 1000+healSeed.Add(1)).Heal(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rep
+}
+
+// wantHealed checks that all that was bad is good, that nothing names it where it was,
+// and that nothing is left over once pruned.
+func wantHealed(t *testing.T, m *storetest.Mem, rep HealReport, want images, bad ...format.Ref) {
+	t.Helper()
+	if rep.Bad != rep.Healed || len(rep.Left) != 0 || len(rep.Other) != 0 || rep.Bad.Sum() > 0 && len(rep.Changed) == 0 {
+		t.Errorf("report: %+v", rep)
+	}
+	fullCheck(t, m, want)
+	for _, ref := range chunkRefs(t, view(t, m, 81)) {
+		if slices.Contains(bad, ref) {
+			t.Errorf("%v is still named", ref)
+		}
+	}
+	if _, err := view(t, m, 82).Prune(t.Context(), PruneOptions{}); err != nil {
+		t.Error(err)
+	}
+	fullCheck(t, m, want)
+	if c := check(t, m); len(c.Problems)+len(c.Notes) != 0 {
+		t.Errorf("check: %+v", c)
+	}
+}
+
+func TestHealOfAGoodRepository(t *testing.T) {
+	_, m, want, from := sick(t)
+	before := m.Names("")
+	rep := heal(t, m, HealOptions{From: from})
+	if rep.Bad.Sum() != 0 || rep.Backups != 3 || rep.Chunks == 0 || len(rep.Changed) != 0 || fmt.Sprint(before) != fmt.Sprint(m.Names("")) {
+		t.Errorf("report: %+v", rep)
+	}
+	wantHealed(t, m, rep, want)
+}
+
+// Chunks that a volume still has are stored anew, and every backup that has them is
+// good again.
+func TestHealFromVolumes(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 4)
+	damage(t, m, bad...)
+	if _, err := r.Verify(t.Context(), VerifyOptions{}); !errors.Is(err, ErrDamaged) {
+		t.Fatalf("verify: %v", err)
+	}
+	var asked []VolumeRef
+	rep := heal(t, m, HealOptions{Volumes: func(_ context.Context, which []VolumeRef) []string {
+		asked = append(asked, which...)
+		return append(from, "/nowhere")
+	}})
+	if rep.Bad.Chunks != 4 || rep.Sources[from[0]]+rep.Sources[from[1]] != 4 || len(rep.Changed) < 2 {
+		t.Errorf("report: %+v", rep)
+	}
+	if len(asked) == 0 || asked[0].UUID == "" {
+		t.Errorf("asked for %+v", asked)
+	}
+	wantHealed(t, m, rep, want, bad...)
+	// New backups take what is good.
+	for _, ref := range distinct(t, r, 4) {
+		if slices.Contains(bad, ref) {
+			t.Error("a bad chunk is named")
+		}
+	}
+	a := want[rep.Changed[0]]["a"]
+	b := create(t, view(t, m, 90), CreateOptions{}, source(t, "a", a))
+	want[b.ID] = map[string][]byte{"a": a}
+	fullCheck(t, m, want)
+}
+
+// A dry run says the same and changes nothing.
+func TestHealDryRun(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 3)
+	damage(t, m, bad...)
+	before := m.Clone()
+	dry := heal(t, m, HealOptions{From: from, DryRun: true})
+	for _, name := range before.Names("") {
+		if !bytes.Equal(before.Object(name), m.Object(name)) {
+			t.Errorf("%s was changed", name)
+		}
+	}
+	if len(m.Names("")) != len(before.Names("")) || !dry.DryRun || dry.Bad.Chunks != 3 || dry.Healed != dry.Bad || len(dry.Changed) != 0 {
+		t.Errorf("dry run: %+v", dry)
+	}
+	wantHealed(t, m, heal(t, m, HealOptions{From: from}), want, bad...)
+}
+
+// What lies in the repository twice needs nothing else.
+func TestHealFromACopyInOtherPacks(t *testing.T) {
+	r, m, want, _ := sick(t)
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := list[len(list)-1]
+	again := create(t, r, CreateOptions{Reuse: ReuseNone}, source(t, "a", want[last.ID]["a"]))
+	want[again.ID] = map[string][]byte{"a": want[last.ID]["a"]}
+	bad := distinct(t, r, 3)
+	damage(t, m, bad...)
+	rep := heal(t, m, HealOptions{})
+	if rep.Sources[ownRepository] != 3 {
+		t.Errorf("report: %+v", rep)
+	}
+	wantHealed(t, m, rep, want, bad...)
+}
+
+// A copy of the repository, object by object, has everything: chunks, nodes and
+// manifests.
+func TestHealFromACopyOfTheRepository(t *testing.T) {
+	r, m, want, _ := sick(t)
+	copied := view(t, m.Clone(), 40)
+	bad := distinct(t, r, 3)
+	damage(t, m, bad...)
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, root, err := list[0].Volumes[0].table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, m, root)
+	name := backupDir + "/" + list[1].ID
+	m.SetObject(name, m.Object(name)[:100])
+	rep := heal(t, m, HealOptions{Repositories: []*Repository{copied}})
+	if rep.Bad != (HealCount{Chunks: 3, Nodes: 1, Manifests: 1}) || rep.Sources["memory"] != 5 {
+		t.Errorf("report: %+v", rep)
+	}
+	wantHealed(t, m, rep, want, bad...)
+}
+
+// Another repository, with other keys, has the same volumes of the same instant.
+func TestHealFromAnotherRepository(t *testing.T) {
+	r, m := memRepo(t)
+	other, _ := memRepo(t)
+	content := image(1, 20)
+	b := create(t, r, CreateOptions{}, source(t, "a", content))
+	create(t, other, CreateOptions{At: b.Created}, source(t, "a", content))
+	bad := distinct(t, r, 3)
+	damage(t, m, bad...)
+	rep := heal(t, m, HealOptions{Repositories: []*Repository{other}})
+	if rep.Healed.Chunks != 3 {
+		t.Errorf("report: %+v", rep)
+	}
+	wantHealed(t, m, rep, images{b.ID: {"a": content}}, bad...)
+}
+
+// A table's node is made again out of what the volume holds, and proven by its name;
+// then the chunks below it can be healed as well.
+func TestHealOfNodes(t *testing.T) {
+	r, m, want, from := sick(t)
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := distinct(t, r, 2)
+	damage(t, m, bad...)
+	for _, v := range list[2].Volumes {
+		_, root, err := v.table()
+		if err != nil {
+			t.Fatal(err)
+		}
+		damage(t, m, root)
+	}
+	rep := heal(t, m, HealOptions{From: from})
+	if rep.Bad != (HealCount{Chunks: 2, Nodes: 2}) {
+		t.Errorf("report: %+v", rep)
+	}
+	wantHealed(t, m, rep, want, bad...)
+}
+
+// A volume whose content has moved is looked through when that is asked for.
+func TestHealScans(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 3)
+	damage(t, m, bad...)
+	newest := chunksOf(t, from[0])
+	moved := []string{write(t, slices.Concat(make([]byte, 5*testChunk), newest))}
+	rep := heal(t, m, HealOptions{From: moved})
+	if rep.Healed.Chunks == rep.Bad.Chunks || len(rep.Left) == 0 {
+		t.Errorf("without a scan: %+v", rep)
+	}
+	wantHealed(t, m, heal(t, m, HealOptions{From: moved, Scan: true}), want, bad...)
+}
+
+func chunksOf(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := openFileSource(path, testChunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	p := make([]byte, f.file.Size())
+	if _, err := f.file.ReadAt(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// What nobody has is named, range by range, and everything else is healed.
+func TestHealTellsWhatIsLeft(t *testing.T) {
+	r, m, _, from := sick(t)
+	// The oldest backup's own chunks are in no volume any more.
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := r.chunkAt(t.Context(), list[0].Volumes[0], 30*testChunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := distinct(t, r, 2)
+	damage(t, m, append(bad, ref)...)
+	rep := heal(t, m, HealOptions{From: from})
+	if rep.Bad.Chunks != 3 || rep.Healed.Chunks != 2 || len(rep.Left) != 1 {
+		t.Fatalf("report: %+v", rep)
+	}
+	left := rep.Left[0]
+	if left.Backup != list[0].ID || len(left.Ranges) != 1 || left.Ranges[0].Offset != 30*testChunk || left.Ranges[0].Object != pack.Name(ref.Pack) {
+		t.Errorf("left: %+v", left)
+	}
+	v, err := r.Verify(t.Context(), VerifyOptions{})
+	if !errors.Is(err, ErrDamaged) || len(v.Damage) != 1 || v.Damage[0].Backup != left.Backup {
+		t.Errorf("verify: %+v, %v", v, err)
+	}
+}
+
+// A pack that can't be trusted as a whole is left by all that is good in it, and what
+// was in one that is gone comes from the volumes.
+func TestHealOfPacks(t *testing.T) {
+	for name, do := range map[string]func(m *storetest.Mem, name string){
+		"directory": func(m *storetest.Mem, name string) {
+			p := m.Object(name)
+			p[len(p)-70] ^= 1
+			m.SetObject(name, p)
+		},
+		"cut": func(m *storetest.Mem, name string) {
+			m.SetObject(name, m.Object(name)[:len(m.Object(name))/2])
+		},
+		"gone": func(m *storetest.Mem, name string) { m.SetObject(name, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, m, want, from := sick(t)
+			victim := pack.Name(distinct(t, r, 1)[0].Pack)
+			do(m, victim)
+			rep := heal(t, m, HealOptions{From: from})
+			if rep.Bad.Sum() == 0 || (name == "directory") != (rep.Bad.Chunks == 0) {
+				t.Errorf("report: %+v", rep)
+			}
+			wantHealed(t, m, rep, want)
+			if m.Object(victim) != nil {
+				t.Error("the damaged pack is still there")
+			}
+		})
+	}
+}
+
+// Only the packs that are named are read.
+func TestHealOfNamedPacks(t *testing.T) {
+	r, m, want, from := sick(t)
+	refs := distinct(t, r, 12)
+	first := refs[0]
+	i := slices.IndexFunc(refs, func(ref format.Ref) bool { return ref.Pack != first.Pack })
+	damage(t, m, first, refs[i])
+	rep := heal(t, m, HealOptions{From: from, Packs: []string{pack.Name(first.Pack)}})
+	if rep.Bad.Chunks != 1 || rep.Healed.Chunks != 1 {
+		t.Errorf("report: %+v", rep)
+	}
+	wantHealed(t, m, heal(t, m, HealOptions{From: from}), want, first, refs[i])
+	_, err := r.Heal(t.Context(), HealOptions{Packs: []string{"packs/xx"}})
+	wantErr(t, "no pack", err, ErrInvalid, "packs/xx")
+}
+
+// After a crash at any operation of a heal every backup is as good as before, and the
+// next heal completes it.
+func TestCrashDuringHeal(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 2)
+	damage(t, m, bad...)
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, root, err := list[2].Volumes[0].table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, m, root)
+	everyCrash(t, m, func(r *Repository) error {
+		_, err := r.Heal(context.Background(), HealOptions{From: from, Parallel: 2})
+		return err
+	}, func(left *storetest.Mem, err error) {
+		rep := heal(t, left, HealOptions{From: from})
+		wantHealed(t, left, rep, want, bad...)
+		if left.Temps() != 0 {
+			t.Errorf("%v: %d temporaries", err, left.Temps())
+		}
+	})
+}
+
+// A backup that was under way takes a chunk that is being healed; it is healed as
+// well.
+func TestHealBesideABackup(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 3)
+	content := chunksOf(t, from[0])
+	src := source(t, "a", content)
+	v := m.Open()
+	once(v, "commit", "packs", func() {
+		b, err := view(t, m.Open(), 50).Create(context.Background(), []Source{src}, CreateOptions{Parallel: 1})
+		if err != nil {
+			t.Error(err)
+		}
+		want[b.ID] = map[string][]byte{"a": content}
+	})
+	damage(t, m, bad...)
+	rep, err := view(t, v, 80).Heal(t.Context(), HealOptions{From: from, Parallel: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(want) != 4 {
+		t.Fatal("there was no backup")
+	}
+	wantHealed(t, m, rep, want, bad...)
+}
+
+// A restore that began before the heal goes on with what it knows; one that begins
+// after it is whole.
+func TestHealBesideARestore(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 1)
+	damage(t, m, bad...)
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := list[2]
+	v := m.Open()
+	once(v, "read", "packs", func() { heal(t, m.Open(), HealOptions{From: from}) })
+	target := dirty(t, int(last.Volumes[0].Size))
+	_, err = view(t, v, 30).Restore(t.Context(), RestoreOptions{Backup: last.ID, Volume: "a", Target: target})
+	var de *DamagedError
+	if err != nil && !errors.As(err, &de) {
+		t.Errorf("restore: %v", err)
+	}
+	restore(t, view(t, m, 31), RestoreOptions{Backup: last.ID, Volume: "a", Target: target})
+	wantContent(t, "after", target, want[last.ID]["a"])
+	fullCheck(t, m, want)
+}
+
+// A manifest is never exchanged for one that was deleted meanwhile, and a lease that
+// is gone ends it.
+func TestHealWithoutALease(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 1)
+	damage(t, m, bad...)
+	v := m.Open()
+	once(v, "commit", "packs", func() {
+		for _, name := range m.Names("leases") {
+			m.SetObject(name, nil)
+		}
+	})
+	if _, err := view(t, v, 80).Heal(t.Context(), HealOptions{From: from}); !errors.Is(err, store.ErrNotExist) {
+		t.Errorf("without its lease: %v", err)
+	}
+	if n := len(check(t, m).Problems); n != 0 {
+		t.Errorf("%d problems", n)
+	}
+	wantHealed(t, m, heal(t, m, HealOptions{From: from}), want, bad...)
+}
