@@ -17,7 +17,7 @@ func newRepo(a *app) *cobra.Command {
 		Long: `A repository is a folder that holds backups. It must not lie on a volume that it
 keeps backups of.`,
 		Example: `  swapback repo init /backups`,
-	}, newRepoInit(a), newRepoKey(a), newRepoStats(a), newRepoCheck(a), newRepoPrune(a))
+	}, newRepoInit(a), newRepoKey(a), newRepoStats(a), newRepoCheck(a), newRepoHeal(a), newRepoPrune(a))
 }
 
 type repoInitOptions struct {
