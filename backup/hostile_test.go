@@ -243,6 +243,11 @@ func (h *hostile) use(ctx context.Context) string {
 	}
 	_, err = r.Stats(ctx)
 	say("stats", err)
+	healed, err := r.Heal(ctx, HealOptions{Parallel: 2, From: []string{h.target}, Scan: true})
+	say("heal", err)
+	for _, d := range healed.Left {
+		said = append(said, "heal: "+d.Error())
+	}
 	_, err = r.Prune(ctx, PruneOptions{Repack: true})
 	say("prune", err)
 	_, _, err = r.Delete(ctx, h.b.ID)
