@@ -17,6 +17,7 @@ const maxBad = 10000
 type badList struct {
 	ranges []BadRange
 	bytes  int64 // of all that was added
+	coarse bool  // there may be good ones in the ranges, too
 }
 
 // add takes up a range. Ranges that are added do not overlap each other.
@@ -39,6 +40,7 @@ func (l *badList) add(b BadRange) {
 	if len(l.ranges) < maxBad {
 		return
 	}
+	l.coarse = true
 	for gap := int64(0); len(l.ranges) > maxBad/2; gap = max(1<<16, 2*gap) {
 		l.coarsen(gap)
 	}

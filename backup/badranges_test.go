@@ -99,7 +99,7 @@ func TestVeryMuchDamage(t *testing.T) {
 	}
 	defer r.Close()
 	target := t.TempDir() + "/new"
-	res, err := r.Restore(t.Context(), RestoreOptions{Backup: h.b.ID, Target: target, CreateTarget: true})
+	res, err := r.Restore(t.Context(), RestoreOptions{Backup: h.b.ID, Target: target, CreateTarget: true, VerifyAfter: true})
 	wantErr(t, "restore", err, ErrDamaged, "everything else was restored")
 	if res.MissingBytes != size/2 || res.ZeroBytes != size/2 || len(res.Bad) >= maxBad || res.Incomplete {
 		t.Errorf("%d missing, %d zeroed, %d ranges", res.MissingBytes, res.ZeroBytes, len(res.Bad))

@@ -28,6 +28,16 @@
 // backups, and deleting one never breaks another; backups share chunks and
 // nodes by naming the same place in the same pack.
 //
+// # The way of a restore
+//
+// One goroutine walks the table and makes tasks of it, a few MiB each, in the order
+// of the volume. Workers read what the packs have of them, a run of neighbours by
+// one read, decrypt, decompress and compare with the hash. What they have goes to
+// the target in the order of its bytes, at most writeAhead tasks at once, past the
+// page cache. A worker waits for its turn with what it has in its hands, so nothing
+// piles up. With Delta it looks first what the target has, and fetches only chunks
+// whose hash is another.
+//
 // # Rules
 //
 //   - Existence is not validity. A chunk of an earlier backup is used again

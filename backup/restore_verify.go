@@ -75,17 +75,8 @@ func (rs *restoring) right(off int64, have []byte, ref format.Ref) bool {
 		return rs.r.hash(have) == ref.Hash
 	case rs.o.Delta:
 		return true // left as it was
-	case rs.res.MissingBytes < rs.listed():
-		// The list has good chunks in it, too.
+	case rs.bad.coarse:
 		return codec.IsZero(have) || rs.r.hash(have) == ref.Hash
 	}
 	return codec.IsZero(have)
-}
-
-// listed is how many bytes the damaged ranges have.
-func (rs *restoring) listed() (n int64) {
-	for _, b := range rs.bad.ranges {
-		n += b.Length
-	}
-	return n
 }

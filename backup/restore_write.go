@@ -14,9 +14,10 @@ const (
 	// zeroPiece is how much is zeroed at once, so that an end of ctx is seen
 	// in between.
 	zeroPiece = 128 << 20
-	// writeAhead is how many tasks, neighbours on the target, are written at
-	// once: with one the target would be idle between two.
-	writeAhead = 2
+	// writeAhead is how many tasks, neighbours on the target, may be written at
+	// once. With one the target would be idle between two; of what is this near the
+	// device's own queue makes a run.
+	writeAhead = 4
 	// idleAhead is how far tasks that write nothing may run ahead of those that
 	// do.
 	idleAhead = 4096

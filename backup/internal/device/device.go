@@ -206,6 +206,12 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > f.size-int64(len(p)) {
 		return 0, fmt.Errorf("write %d bytes at %d of %s: it ends at %d", len(p), off, f.path, f.size)
 	}
+	if f.created {
+		// Writes past the page cache into holes go one after the other on ext4;
+		// into space that is there they go side by side. Where this can't be
+		// done, or there is no space, the write itself says so.
+		_ = unix.Fallocate(int(f.buffered.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, int64(len(p)))
+	}
 	return f.pick(p, off).WriteAt(p, off)
 }
 
