@@ -101,6 +101,10 @@ func runChild() {
 		fail(runScale(base))
 		return
 	}
+	if os.Getenv(childEnv) == "memory" {
+		fail(runMemory())
+		return
+	}
 	kill, err := strconv.ParseInt(os.Getenv(killEnv), 10, 64)
 	fail(err)
 	folder, err := store.OpenFolder(os.Getenv(repoEnv))

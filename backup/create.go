@@ -12,6 +12,7 @@ import (
 	"github.com/swapback/swapback/backup/internal/codec"
 	"github.com/swapback/swapback/backup/internal/device"
 	"github.com/swapback/swapback/backup/internal/format"
+	"github.com/swapback/swapback/backup/internal/pace"
 	"github.com/swapback/swapback/backup/internal/pack"
 	"github.com/swapback/swapback/backup/internal/store"
 	"github.com/swapback/swapback/backup/internal/table"
@@ -21,11 +22,28 @@ import (
 // maxParallel bounds workers, and with them memory.
 const maxParallel = 16
 
+// MemoryLimit is what a program that backs up should set as the runtime's memory
+// limit (debug.SetMemoryLimit), in bytes, so that it stays within 512 MiB with all
+// that is not the runtime's.
+const MemoryLimit = 400 << 20
+
+// workMemory bounds what all workers of an operation have in memory, at
+// workerChunks times the size of a chunk each.
+const (
+	workMemory   = 256 << 20
+	workerChunks = 8
+)
+
 func parallel(n int) int {
 	if n <= 0 {
 		n = runtime.NumCPU() + 2
 	}
 	return min(n, maxParallel)
+}
+
+// workers is how many workers an operation on this repository has that asks for n.
+func (r *Repository) workers(n int) int {
+	return min(parallel(n), max(1, workMemory/(workerChunks*int(r.config.ChunkSize))))
 }
 
 // Create takes one backup of all sources. Of a source with Changes it reads those,
@@ -81,6 +99,8 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 		return Backup{}, wrap(op, err)
 	}
 	defer c.close()
+	c.pace = c.newPace(sources)
+	defer c.pace.Stop()
 	failpoint.Hit("backup: session begun")
 	if err := c.takeUp(ctx, sources); err != nil {
 		return Backup{}, wrap(op, err)
@@ -171,6 +191,7 @@ type creation struct {
 	missed   []Missed
 	cache    *nodeCache // nil until there is a base
 	noting   noting
+	pace     *pace.Pacer
 
 	// For nodes; every worker has its own.
 	comp    *codec.Compressor
@@ -195,6 +216,28 @@ func (r *Repository) newCreation(s *session, o CreateOptions, sources int, log *
 	}
 	c.buf = make([]byte, c.room(c.comp, format.MaxNode))
 	return c, nil
+}
+
+// newPace returns what holds up the reading of sources.
+func (c *creation) newPace(sources []Source) *pace.Pacer {
+	burst := int(max(c.r.config.ChunkSize, batchBytes))
+	if c.o.FullSpeed {
+		return pace.New(c.o.Limit, burst, nil)
+	}
+	var paths []string
+	for _, s := range sources {
+		paths = append(paths, s.Path)
+	}
+	own := ""
+	if f, ok := c.r.store.(*store.Folder); ok {
+		own = f.Location()
+	}
+	m, err := pace.Watch(paths, own)
+	if err != nil {
+		c.log.Debug("not looking out for others who need the disks", "err", err)
+		return pace.New(c.o.Limit, burst, nil)
+	}
+	return pace.New(c.o.Limit, burst, m)
 }
 
 func (c *creation) close() {
@@ -316,6 +359,7 @@ func (c *creation) volume(ctx context.Context, v *BackupVolume, f *device.File, 
 			taken -= int64(was.ref.Length)
 			if !was.sameAs(ck) {
 				v.ChangedBytes += n
+				c.progress.changed.Add(n)
 				if was.clean {
 					missed.add(ck.off, n)
 				}
@@ -360,6 +404,9 @@ func (c *creation) chunk(ctx context.Context, v *BackupVolume, ck *chunk) (forma
 		if ref, ok := c.reuse.own(ck.ref.Hash, format.KindChunk); ok {
 			ck.ref, reused = ref, true
 		}
+	}
+	if !reused && v.Base == "" {
+		c.progress.changed.Add(int64(len(ck.plain)))
 	}
 	if reused {
 		v.ReusedBytes += int64(len(ck.plain))

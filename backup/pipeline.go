@@ -52,7 +52,7 @@ type batch struct {
 // takes it from order and waits until its worker is done. Memory is bounded by
 // the number of batches.
 func (c *creation) readChunks(ctx context.Context, f *device.File, p *plan, collect func(*chunk) error) error {
-	workers := parallel(c.o.Parallel)
+	workers := c.r.workers(c.o.Parallel)
 	chunkSize := c.r.config.ChunkSize
 	size := max(chunkSize, batchBytes)
 	n := 2 * workers
@@ -167,6 +167,9 @@ func (w *worker) close() {
 }
 
 func (w *worker) process(ctx context.Context, f *device.File, b *batch) error {
+	if err := w.c.pace.Wait(ctx, len(b.plain)); err != nil {
+		return err
+	}
 	if _, err := f.ReadAt(b.plain, b.off); err != nil {
 		return wrapSource(fmt.Sprintf("read %d bytes at %d", len(b.plain), b.off), f.Path(), err)
 	}

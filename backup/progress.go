@@ -13,7 +13,7 @@ type tracker struct {
 	// cost next to nothing, so the time left is reckoned without them.
 	work int64
 
-	done, stored, zero, reused atomic.Int64
+	done, stored, zero, reused, changed atomic.Int64
 
 	call func(Progress)
 	stop chan struct{}
@@ -55,7 +55,7 @@ func (t *tracker) run() {
 			now, last = time.Now(), true
 		}
 		p := Progress{Phase: t.phase, Total: t.total.Load(), Done: t.done.Load(),
-			Stored: t.stored.Load(), Zero: t.zero.Load(), Reused: t.reused.Load()}
+			Stored: t.stored.Load(), Zero: t.zero.Load(), Reused: t.reused.Load(), Changed: t.changed.Load()}
 		p.Rate = rate.add(now, p.Done)
 		workRate.add(now, p.Done-p.Zero)
 		if t.work < 0 {

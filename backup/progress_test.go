@@ -21,7 +21,7 @@ func TestProgress(t *testing.T) {
 	last := seen[len(seen)-1]
 	v := b.Volumes[0]
 	if last.Phase != PhaseBackup || last.Done != v.Size || last.Total != v.Size || last.Zero != v.ZeroBytes ||
-		last.Stored != v.StoredBytes || last.Reused != v.ReusedBytes || last.Remaining != 0 {
+		last.Stored != v.StoredBytes || last.Reused != v.ReusedBytes || last.Changed != v.DataBytes-v.ReusedBytes || last.Remaining != 0 {
 		t.Errorf("last is %+v of %+v", last, v)
 	}
 	for i := 1; i < len(seen); i++ {

@@ -145,9 +145,14 @@ type CreateOptions struct {
 	// kind of list, as the newest. What was missed is a [MissedError] beside it.
 	VerifyUnchanged bool
 	// Parallel is the number of workers that read, hash and compress. Default
-	// the number of CPUs plus two, at most 16. Memory is about four chunks, and
-	// at least 4 MiB, for each.
+	// the number of CPUs plus two, at most 16, and less when chunks are so large
+	// that their memory would be more than 256 MiB.
 	Parallel int
+	// Limit is how many bytes may be read in a second; 0 is no limit.
+	Limit int64
+	// FullSpeed reads as fast as it goes, also while others need the disks that
+	// the sources lie on. Default is to give way, see package pace.
+	FullSpeed bool
 	// Progress is called from one goroutine at a time, at most four times a
 	// second and once at the end. It must not block for long.
 	Progress func(Progress)
@@ -311,6 +316,7 @@ type Progress struct {
 	Stored    int64         `json:"stored"`    // written to (backup) or read from (restore) the repository
 	Zero      int64         `json:"zero"`      // of Done: in chunks that are all zero
 	Reused    int64         `json:"reused"`    // of Done: in chunks that were there already
+	Changed   int64         `json:"changed"`   // of Done: in chunks that are not what the base has; without one, that are new
 	Rate      float64       `json:"rate"`      // bytes of Done per second, smoothed
 	Remaining time.Duration `json:"remaining"` // nanoseconds; 0 when not known yet
 }

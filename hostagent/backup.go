@@ -30,6 +30,9 @@ type BackupOptions struct {
 	// Full and VerifyUnchanged are those of [backup.CreateOptions].
 	Full            bool
 	VerifyUnchanged bool
+	// Limit and FullSpeed are those of [backup.CreateOptions].
+	Limit     int64
+	FullSpeed bool
 	// Progress may be nil, see [backup.CreateOptions].
 	Progress func(backup.Progress)
 	Logger   *slog.Logger
@@ -67,7 +70,7 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 	b, err = o.Repo.Create(ctx, sources(snap), backup.CreateOptions{
 		At: snap.Time, Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step,
 		Full: o.Full, VerifyUnchanged: o.VerifyUnchanged,
-		Progress: o.Progress, Logger: o.Logger,
+		Limit: o.Limit, FullSpeed: o.FullSpeed, Progress: o.Progress, Logger: o.Logger,
 	})
 	// The snapshot goes in any case, also when ctx is over.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)

@@ -30,6 +30,7 @@ type app struct {
 	errTTY      bool // progress can be drawn over itself
 	getenv      func(string) string
 	now         func() time.Time
+	yield       func() // makes the process one of low priority; nil: it stays as it is
 	local       *time.Location
 
 	json    bool

@@ -36,6 +36,9 @@ type backupCreateOptions struct {
 
 	sources    []string
 	allowInUse bool
+
+	limit      sizeFlag
+	noThrottle bool
 }
 
 func newBackupCreate(a *app) *cobra.Command {
@@ -55,6 +58,13 @@ everything. --verify-unchanged does, too, and compares it with the earlier
 backup: when something differs that was not known to have been written, the
 backup is taken all the same and is right, and the exit code is 1.
 
+Whoever uses the machine comes first: while others move data on the disks that are
+read and somebody waits for I/O, the backup slows down, to an eighth of its speed
+at most; and its process has a low priority. --limit bounds its speed in any case.
+
+When it is interrupted, what it stored is kept for the next backup of the same
+volumes, which goes on from there.
+
 With --source it is a device or a file that no pool has, an image for instance,
 and no daemon is asked. No snapshot keeps it still, so a device that somebody
 holds and a file that somebody writes are refused, unless --allow-in-use is
@@ -62,6 +72,7 @@ given.`,
 		Example: `  swapback backup create db --repo /backups
   swapback backup create db log --comment "before the upgrade" --tag upgrade
   swapback backup create db --verify-unchanged
+  swapback backup create db --limit 100MiB
   swapback backup create --source vm7=/srv/images/vm7.raw
   swapback backup create db --json | tail -n 1`,
 		Args:              cobra.ArbitraryArgs,
@@ -77,6 +88,8 @@ given.`,
 	f.BoolVar(&o.full, "full", false, "read everything, whatever is known to be unchanged")
 	f.BoolVar(&o.verifyUnchanged, "verify-unchanged", false, "read everything, and check that what is known to be unchanged is")
 	f.StringArrayVar(&o.sources, "source", nil, "back up the device or file PATH as NAME (NAME=PATH); repeatable")
+	f.Var(&o.limit, "limit", "read no more than this in a second")
+	f.BoolVar(&o.noThrottle, "no-throttle", false, "do not give way to others who need the disks or the processors")
 	f.BoolVar(&o.allowInUse, "allow-in-use", false, "read a --source although somebody may write to it meanwhile")
 	return cmd
 }
@@ -102,6 +115,9 @@ func runBackupCreate(ctx context.Context, a *app, o backupCreateOptions, names [
 		return err
 	}
 	defer repo.Close()
+	if !o.noThrottle && a.yield != nil {
+		a.yield()
+	}
 	p := a.newProgress()
 	var b backup.Backup
 	if len(o.sources) > 0 {
@@ -149,6 +165,7 @@ func (a *app) backupVolumes(ctx context.Context, repo *backup.Repository, o back
 	b, err := hostagent.Backup(ctx, hostagent.BackupOptions{
 		Service: c, Repo: repo, Volumes: names, COWSize: int64(o.cowSize),
 		Comment: o.comment, Tags: o.tags, Full: o.full, VerifyUnchanged: o.verifyUnchanged,
+		Limit: int64(o.limit), FullSpeed: o.noThrottle,
 		Progress: p.update, Logger: a.logger(),
 	})
 	if err != nil {

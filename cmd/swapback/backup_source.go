@@ -42,7 +42,8 @@ func (a *app) backupSources(ctx context.Context, repo *backup.Repository, o back
 		}
 	}
 	return repo.Create(ctx, sources, backup.CreateOptions{
-		Comment: o.comment, Tags: o.tags, Progress: p.update, Logger: a.logger(),
+		Comment: o.comment, Tags: o.tags, Limit: int64(o.limit), FullSpeed: o.noThrottle,
+		Progress: p.update, Logger: a.logger(),
 	})
 }
 

@@ -25,7 +25,16 @@ import (
 
 var update = flag.Bool("update", false, "write golden files")
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// programEnv makes the test binary the program itself.
+const programEnv = "SWAPBACK_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programEnv) != "" {
+		main()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // cli runs command lines against a fake daemon behind a real socket.
 type cli struct {

@@ -7,13 +7,19 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/swapback/swapback/backup"
 )
 
 func main() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(backup.MemoryLimit)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	// The first signal ends the command in good order; after it the default
 	// is back, so that a second one ends it at once.
@@ -26,6 +32,7 @@ func main() {
 		errTTY: term.IsTerminal(int(os.Stderr.Fd())),
 		getenv: os.Getenv,
 		now:    time.Now,
+		yield:  yield,
 		local:  time.Local,
 	}
 	code := a.run(ctx, os.Args[1:])

@@ -22,6 +22,8 @@ type progressEvent struct {
 	Done      int64   `json:"done"`
 	Total     int64   `json:"total"`
 	Stored    int64   `json:"stored"`
+	Changed   int64   `json:"changed,omitempty"`      // of a backup
+	Reused    int64   `json:"deduplicated,omitempty"` // of a backup
 	Rate      float64 `json:"rate"`
 	Remaining float64 `json:"remaining_seconds,omitempty"`
 }
@@ -47,7 +49,7 @@ func (p *progress) update(b backup.Progress) {
 	if p.a.json {
 		p.a.event(progressEvent{
 			Type: "progress", Phase: b.Phase, Done: b.Done, Total: b.Total,
-			Stored: b.Stored, Rate: b.Rate, Remaining: b.Remaining.Seconds(),
+			Stored: b.Stored, Changed: b.Changed, Reused: b.Reused, Rate: b.Rate, Remaining: b.Remaining.Seconds(),
 		})
 		return
 	}
@@ -64,7 +66,8 @@ func (p *progress) update(b backup.Progress) {
 		if p.drawn && p.phase != b.Phase {
 			fmt.Fprintln(p.a.errOut)
 		}
-		fmt.Fprintf(p.a.errOut, "\r\x1b[K%s", progressLine(b))
+		// What is wider than the terminal is cut, not continued on another line.
+		fmt.Fprintf(p.a.errOut, "\r\x1b[K\x1b[?7l%s\x1b[?7h", progressLine(b))
 		p.drawn = true
 	}
 	p.phase, p.last = b.Phase, now
@@ -94,7 +97,11 @@ func progressLine(b backup.Progress) string {
 	if b.Remaining > 0 {
 		parts = append(parts, formatLeft(b.Remaining)+" left")
 	}
-	return strings.Join(parts, "  ")
+	line := strings.Join(parts, "  ")
+	if b.Phase == backup.PhaseBackup && b.Done > 0 {
+		line += fmt.Sprintf("; %s changed, %s deduplicated, %s stored", formatSize(b.Changed), formatSize(b.Reused), formatSize(b.Stored))
+	}
+	return line
 }
 
 // formatLeft rounds a time to what anybody can believe of it.

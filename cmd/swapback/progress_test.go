@@ -41,6 +41,15 @@ func TestProgressInLines(t *testing.T) {
 	}
 }
 
+func TestProgressOfBackup(t *testing.T) {
+	got := progressLine(backup.Progress{Phase: backup.PhaseBackup, Done: 2 << 30, Total: 4 << 30, Rate: 1 << 28,
+		Changed: 1 << 30, Reused: 512 << 20, Stored: 300 << 20, Remaining: 8 * time.Second})
+	want := "backup     50%  2 GiB of 4 GiB  256 MiB/s  8 s left; 1 GiB changed, 512 MiB deduplicated, 300 MiB stored"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 func TestProgressOnTerminal(t *testing.T) {
 	a, clock, _, errOut := newProgressApp(true, false)
 	reports(a.newProgress(), clock, 6)
