@@ -9,14 +9,15 @@ import (
 )
 
 // Backend is where the requests of a device go: a block device or a file,
-// reached through the queue's own ring, or a Handler in this process. It
-// belongs to whoever opened it: close it after the device has ended (Stop or
-// Abandon), not before.
+// reached through the queue's own ring, or a Handler or AsyncHandler in this
+// process. It belongs to whoever opened it: close it after the device has ended
+// (Stop or Abandon), not before.
 type Backend struct {
 	path    string
-	file    *os.File // nil for a Handler
+	file    *os.File // nil for a handler, which is one of the two below
 	block   bool     // file is a block device
 	handler Handler
+	async   AsyncHandler
 	limits  Limits
 }
 

@@ -158,7 +158,7 @@ func (d *Device) Resize(ctx context.Context, size uint64) error {
 	if err != nil {
 		return err
 	}
-	if d.backend.handler == nil && size > have {
+	if d.backend.file != nil && size > have {
 		return fmt.Errorf("ublk: resizing device %d to %d bytes: backend %s has only %d", d.info.ID, size, d.backend.path, have)
 	}
 	if err := d.ctl.updateSize(ctx, d.info.ID, size/sectorSize); err != nil {
@@ -244,6 +244,9 @@ func (d *Device) Abandon(ctx context.Context) error {
 	}
 	if d.ungated {
 		return fmt.Errorf("ublk: abandoning device %d: it was started without a gate (remedy: stop it)", d.info.ID)
+	}
+	if !d.info.Flags.Has(UserRecovery) {
+		return fmt.Errorf("ublk: abandoning device %d: it was started to end with its server (remedy: stop it)", d.info.ID)
 	}
 	d.setGate(gateLeave)
 	select {

@@ -52,7 +52,9 @@
 //
 // The last three run on worker threads of io_uring where they may block.
 //
-// A Handler is called on the queue's thread instead.
+// A Handler is called on the queue's thread instead, and so is an AsyncHandler,
+// which may answer later: its answers come over a list with a lock of its own, and
+// the queue is woken for the first of them.
 //
 // # The gate
 //
@@ -97,6 +99,9 @@
 // char device is closed, which makes the driver give the unanswered requests to a
 // successor. Until then they would wait beside queues that serve. Done is closed,
 // and Err says why.
+//
+// A device of Options.EndWithServer has none of this: the driver removes its disk,
+// fails its requests with EIO, and keeps a dead entry for the number.
 //
 // STOP_DEV fails what is in the page cache of the device; sync first. Teardown
 // keeps to this order: STOP_DEV, serve until every tag was aborted, end the queue

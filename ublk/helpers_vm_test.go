@@ -24,7 +24,7 @@ import (
 const nvmeDisk = "/dev/nvme0n1"
 
 // serveEnv makes the test binary a server instead: "ID BACKEND QUEUES PATH", with
-// ID -1 to start a device and another to adopt it.
+// ID -1 to start a device, -2 for one that ends with it, and another to adopt it.
 const serveEnv = "UBLK_TEST_SERVE"
 
 func TestMain(m *testing.M) {
@@ -60,7 +60,9 @@ func runServer(spec string) error {
 	if id >= 0 {
 		begin = Adopt
 	}
-	d, err := begin(context.Background(), b, Options{ID: id, Queues: queues, Tag: testTag, DataPath: way})
+	d, err := begin(context.Background(), b, Options{
+		ID: max(id, -1), Queues: queues, Tag: testTag, DataPath: way, EndWithServer: id == -2,
+	})
 	if err != nil {
 		return err
 	}

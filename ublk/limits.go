@@ -33,6 +33,10 @@ type Limits struct {
 	DiscardAlignment   uint32
 	MaxWriteZeroes     uint64 // 0: none; clients write zeroes themselves
 
+	// Boundary is what no request reaches across, nor a merge of several: multiples
+	// of it on the device; 0: none.
+	Boundary uint64
+
 	// How the memory of a request may lie. With zero copy it is handed to the
 	// backend as it is, so the device asks of its clients what the backend asks.
 	DMAAlignment   uint32 // mask: addresses and lengths are multiples of it plus one; 0: any
@@ -71,6 +75,8 @@ func (l Limits) validate() error {
 		return fmt.Errorf("logical block size %d: want a power of two from 512 to the page size", l.LogicalBlockSize)
 	case !pow2(l.PhysicalBlockSize) || l.PhysicalBlockSize < l.LogicalBlockSize:
 		return fmt.Errorf("physical block size %d: want a power of two, not below the logical %d", l.PhysicalBlockSize, l.LogicalBlockSize)
+	case l.Boundary%uint64(l.LogicalBlockSize) != 0 || l.Boundary/sectorSize > math.MaxUint32:
+		return fmt.Errorf("boundary %d: want a multiple of the logical block size %d", l.Boundary, l.LogicalBlockSize)
 	case l.Size == 0 || l.Size%uint64(l.LogicalBlockSize) != 0:
 		return fmt.Errorf("size %d is not a positive multiple of the block size %d", l.Size, l.LogicalBlockSize)
 	}

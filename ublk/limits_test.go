@@ -91,6 +91,8 @@ func TestLimitsValidate(t *testing.T) {
 		"block size 0":               func(l *Limits) { l.LogicalBlockSize = 0 },
 		"block size 256":             func(l *Limits) { l.LogicalBlockSize = 256 },
 		"block size no power of two": func(l *Limits) { l.LogicalBlockSize = 1536 },
+		"boundary inside a block":    func(l *Limits) { l.Boundary = 1000 },
+		"boundary too far":           func(l *Limits) { l.Boundary = 1 << 42 },
 		"physical below logical":     func(l *Limits) { l.LogicalBlockSize = 4096; l.PhysicalBlockSize = 512 },
 	} {
 		l := good

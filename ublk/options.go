@@ -40,6 +40,12 @@ type Options struct {
 	// NoPartitionScan asks the kernel not to look for partitions when the
 	// device starts (kernel 7.0; ignored on older ones).
 	NoPartitionScan bool
+	// EndWithServer has the kernel remove the block device when its server ends
+	// without Stop, however it does, and fail what is asked of it with EIO. Without
+	// it the device waits for a successor, and so do its clients. What is left then
+	// is a number, of a device that is StateDead, until somebody calls
+	// Control.Delete. It can't be adopted, nor abandoned.
+	EndWithServer bool
 	// Tag is an opaque number kept with the device by the kernel
 	// (ublksrv_flags). Adopt refuses a device whose tag differs, unless 0.
 	Tag uint64

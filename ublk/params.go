@@ -27,6 +27,7 @@ func paramsFor(l Limits, o Options, zeroCopy bool) params {
 			IOMinShift:      shift(l.MinIOSize),
 			IOOptShift:      shift(l.OptimalIOSize),
 			MaxSectors:      uint32(o.MaxIOBytes / sectorSize),
+			ChunkSectors:    uint32(l.Boundary / sectorSize),
 			DevSectors:      l.Size / sectorSize,
 		},
 	}
@@ -111,6 +112,7 @@ func limitsOf(p params) (Limits, error) {
 		VolatileCache:     b.Attrs&attrVolatileCache != 0,
 		ReadOnly:          b.Attrs&attrReadOnly != 0,
 		VirtBoundary:      b.VirtBoundary,
+		Boundary:          uint64(b.ChunkSectors) * sectorSize,
 	}
 	if p.Types&paramTypeDMAAlign != 0 {
 		l.DMAAlignment = p.DMA.Alignment

@@ -15,7 +15,7 @@ func TestParamsRoundTrip(t *testing.T) {
 	}
 	disk := Limits{
 		Size: 1 << 40, LogicalBlockSize: 4096, PhysicalBlockSize: 4096, MinIOSize: 8192, OptimalIOSize: 1 << 20,
-		Rotational: true, ReadOnly: true,
+		Rotational: true, ReadOnly: true, Boundary: 1 << 20,
 	}
 	for _, want := range []Limits{nvme, disk} {
 		p := paramsFor(want, Options{MaxIOBytes: 512 << 10}, true)

@@ -68,9 +68,10 @@ type queue struct {
 	mem        []byte // copy path: one I/O buffer per tag
 	registered bool   // reads and writes name a registered buffer
 	wakeFD     int
-	maxPiece   uint64 // bytes that the backend takes at once; 0: any
-	keeps      bool   // one of the reserved processors
-	batch      *batch // nil: one command per request
+	maxPiece   uint64   // bytes that the backend takes at once; 0: any
+	keeps      bool     // one of the reserved processors
+	batch      *batch   // nil: one command per request
+	answers    *answers // of an AsyncHandler; nil: the backend is none
 
 	slots   []slot
 	held    []uint16   // tags kept by the gate, oldest first; capacity depth
@@ -113,7 +114,7 @@ func newQueue(c queueConfig) (*queue, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ublk: queue %d: eventfd: %w", c.id, err)
 	}
-	return &queue{
+	q := &queue{
 		queueConfig: c,
 		wakeFD:      fd,
 		maxPiece:    maxPiece(c.backend),
@@ -122,7 +123,11 @@ func newQueue(c queueConfig) (*queue, error) {
 		word:        c.gate.word.Load(),
 		changes:     c.gate.changes.Load(),
 		current:     -1,
-	}, nil
+	}
+	if c.backend != nil && c.backend.async != nil {
+		q.answers = newAnswers(c.depth, fd)
+	}
+	return q, nil
 }
 
 // maxPiece is whole blocks of at least a page.
@@ -216,6 +221,9 @@ func (q *queue) turn() (n int) {
 	defer q.recovered()
 	q.observeGate()
 	q.takeArrived()
+	if q.answers != nil {
+		q.takeAnswers()
+	}
 	for c := q.ring.Peek(); c != nil; c = q.ring.Peek() {
 		data, res, flags := c.UserData, c.Res, c.Flags
 		q.ring.Advance()
@@ -245,7 +253,7 @@ func (q *queue) turn() (n int) {
 
 // interrupted says that a panic kept the last turn from getting through a list.
 func (q *queue) interrupted() bool {
-	if q.batch != nil && q.batch.next < len(q.batch.arrived) {
+	if q.batch != nil && q.batch.next < len(q.batch.arrived) || q.answers != nil && q.answers.next < len(q.answers.taken) {
 		return true
 	}
 	return len(q.held) > 0 && (stateOf(q.word) == gateServe || stateOf(q.word) == gateRefuse)
@@ -364,6 +372,9 @@ func (q *queue) fail(err error) {
 // so that the driver delivers nothing into the buffers any more. Those with
 // backend I/O in flight, which is so only after the ring broke, stay mapped.
 func (q *queue) end() {
+	if q.answers != nil {
+		q.answers.end()
+	}
 	if q.ring != nil {
 		q.ring.Close()
 	}

@@ -52,7 +52,7 @@ func (q *queue) issue(tag uint16) {
 		q.answer(tag, -int32(unix.EIO))
 		return
 	}
-	if q.backend.handler != nil {
+	if q.backend.file == nil {
 		q.handle(tag)
 		return
 	}
@@ -66,19 +66,35 @@ func (q *queue) issue(tag uint16) {
 
 // handle serves a request in this process.
 func (q *queue) handle(tag uint16) {
+	if q.answers != nil {
+		q.begin(tag)
+		return
+	}
+	q.req = q.request(tag)
+	q.handled(tag, q.backend.handler.Handle(&q.req))
+}
+
+// request is what a handler gets to see of a tag's request.
+func (q *queue) request(tag uint16) Request {
 	s := &q.slots[tag]
-	q.req = Request{
+	r := Request{
 		Op: s.op, Offset: s.off, Length: s.n, Queue: q.id,
 		FUA:     s.flags&ioFlagFUA != 0,
 		NoUnmap: s.flags&ioFlagNoUnmap != 0,
 	}
 	if q.mem != nil && (s.op == OpRead || s.op == OpWrite) {
-		q.req.Data = q.buffer(tag)[:s.n:s.n]
+		r.Data = q.buffer(tag)[:s.n:s.n]
 	}
-	if e := q.backend.handler.Handle(&q.req); e != 0 {
+	return r
+}
+
+// handled answers a request with what a handler has said.
+func (q *queue) handled(tag uint16, e unix.Errno) {
+	if e != 0 {
 		q.answer(tag, -int32(e))
 		return
 	}
+	s := &q.slots[tag]
 	q.answer(tag, int32(s.n)&resultMask(s.op))
 }
 

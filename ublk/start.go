@@ -101,6 +101,9 @@ func (d *Device) add(ctx context.Context, o Options) error {
 		}
 	}
 	want := required | flags | have&UpdateSize
+	if o.EndWithServer {
+		want &^= UserRecovery | UserRecoveryReissue
+	}
 	if o.NoPartitionScan {
 		want |= have & NoAutoPartScan
 	}
