@@ -38,6 +38,9 @@
 // piles up. With Delta it looks first what the target has, and fetches only chunks
 // whose hash is another.
 //
+// An [Image] reads a volume of a backup at random without restoring it: see
+// image.go, and image_ahead.go for what is fetched before it is asked for.
+//
 // # Rules
 //
 //   - Existence is not validity. A chunk of an earlier backup is used again

@@ -371,6 +371,9 @@ func FuzzNode(f *testing.F) {
 			if !r.IsZero() && r.Length != shape.Length(level, off) {
 				t.Errorf("entry at %d is %+v", off, r)
 			}
+			if one, at, err := shape.Entry(node, level, 0, next-1); err != nil || one != r || at != off {
+				t.Errorf("alone the entry at %d is %+v at %d, %v", off, one, at, err)
+			}
 			again = AppendEntry(again, r)
 			return nil
 		})

@@ -126,6 +126,16 @@ func (s Shape) DecodeNode(node []byte, level int, offset int64, f func(offset in
 	return nil
 }
 
+// Entry decodes the one entry of a node, as DecodeNode takes it, below which the
+// byte at of the volume lies. It returns the entry and its own offset. The node's
+// length must have been checked.
+func (s Shape) Entry(node []byte, level int, offset, at int64) (r Ref, entry int64, err error) {
+	i := (at - offset) / s.Span(level-1)
+	entry = offset + i*s.Span(level-1)
+	r, err = s.decodeEntry(node[i*EntrySize:][:EntrySize], level, entry)
+	return r, entry, err
+}
+
 func (s Shape) decodeEntry(e []byte, level int, offset int64) (r Ref, err error) {
 	if Kind(e[60]) == KindZero {
 		for _, b := range e {

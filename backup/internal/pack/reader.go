@@ -71,15 +71,22 @@ func (r *Reader) Verbatim(ctx context.Context, ref format.Ref) ([]byte, error) {
 // another. For every blob that is no good it calls bad, and the bytes in dst are
 // undefined there; other errors end it.
 func (r *Reader) ReadRun(ctx context.Context, refs []format.Ref, dst []byte, bad func(i int, err error)) error {
+	parts := make([][]byte, len(refs))
+	for i, ref := range refs {
+		parts[i], dst = dst[:ref.Length], dst[ref.Length:]
+	}
+	return r.ReadRunInto(ctx, refs, parts, bad)
+}
+
+// ReadRunInto is ReadRun with a place of its own for each plaintext.
+func (r *Reader) ReadRunInto(ctx context.Context, refs []format.Ref, dst [][]byte, bad func(i int, err error)) error {
 	first, last := refs[0], refs[len(refs)-1]
 	size := int(last.Offset-first.Offset) + format.BlobHeaderSize + int(last.Stored)
 	if err := r.load(ctx, first.Pack, first.Offset, size); err != nil {
 		if len(refs) > 1 && IsDamage(err) {
 			// The pack ends within the run: what is before that is still good.
 			for i := range refs {
-				part := dst[:refs[i].Length]
-				dst = dst[refs[i].Length:]
-				if err := r.ReadRun(ctx, refs[i:i+1], part, func(_ int, err error) { bad(i, err) }); err != nil {
+				if err := r.ReadRunInto(ctx, refs[i:i+1], dst[i:i+1], func(_ int, err error) { bad(i, err) }); err != nil {
 					return err
 				}
 			}
@@ -92,10 +99,9 @@ func (r *Reader) ReadRun(ctx context.Context, refs []format.Ref, dst []byte, bad
 		return err
 	}
 	for i, ref := range refs {
-		if err := r.decode(r.buf[ref.Offset-first.Offset:], ref, dst[:ref.Length]); err != nil {
+		if err := r.decode(r.buf[ref.Offset-first.Offset:], ref, dst[i]); err != nil {
 			bad(i, err)
 		}
-		dst = dst[ref.Length:]
 	}
 	return nil
 }
