@@ -4,6 +4,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // removeStaleFiles removes links and marks that a dead daemon left: it had made
@@ -41,11 +43,22 @@ func (c *Controller) removeStaleFiles() {
 		_ = os.Remove(filepath.Dir(path)) // gone unless another link is in it
 	}
 	for _, path := range c.filesIn(c.opt.RunDir, "quarantine/ublkb*") {
-		if !marks[path] {
+		if !marks[path] && !locked(path) {
 			c.removeStale(path)
 		}
 	}
 	c.unlinkMapper()
+}
+
+// locked tells whether a mark belongs to another process that lives, as that of a
+// backup which "swapback backup mount" serves: it has its mark locked.
+func locked(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 func (c *Controller) filesIn(dir, pattern string) []string {

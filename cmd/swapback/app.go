@@ -93,11 +93,15 @@ func (a *app) repoLocation() (string, error) {
 
 // locks are what this command keeps the others of the machine from.
 func (a *app) locks(what string) *hostagent.Locks {
-	dir := a.getenv(hostagent.RunDirEnv)
-	if dir == "" {
-		dir = hostagent.DefaultRunDir
+	return hostagent.NewLocks(a.runDir(), "swapback "+what)
+}
+
+// runDir is the folder that the programs of this machine share.
+func (a *app) runDir() string {
+	if dir := a.getenv(hostagent.RunDirEnv); dir != "" {
+		return dir
 	}
-	return hostagent.NewLocks(dir, "swapback "+what)
+	return hostagent.DefaultRunDir
 }
 
 // logger returns where the libraries below write what is not a result: warnings

@@ -23,7 +23,7 @@ func newBackup(a *app) *cobra.Command {
 of it, or "latest".`,
 		Example: `  swapback backup create db log --repo /backups
   swapback backup list --repo /backups`,
-	}, newBackupCreate(a), newBackupList(a), newBackupShow(a), newBackupRestore(a), newBackupVerify(a),
+	}, newBackupCreate(a), newBackupList(a), newBackupShow(a), newBackupRestore(a), newBackupMount(a), newBackupVerify(a),
 		newBackupDiff(a), newBackupDelete(a), newBackupForget(a))
 }
 

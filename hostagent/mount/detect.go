@@ -57,12 +57,18 @@ func Detect(device string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
+	return DetectIn(device, f)
+}
+
+// DetectIn is [Detect] for content that is read from its beginning; name is what
+// messages call it.
+func DetectIn(name string, r io.Reader) (string, error) {
 	head := make([]byte, probeBytes)
-	n, err := io.ReadFull(f, head)
+	n, err := io.ReadFull(r, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return "", fmt.Errorf("look for a filesystem on %s: %w", device, err)
+		return "", fmt.Errorf("look for a filesystem on %s: %w", name, err)
 	}
-	return detect(device, head[:n])
+	return detect(name, head[:n])
 }
 
 func detect(device string, head []byte) (string, error) {
