@@ -2,8 +2,11 @@ package backup
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"strings"
+
+	"github.com/swapback/swapback/backup/internal/store"
 )
 
 // maxBad bounds the list of damaged ranges, and so the memory and the text that
@@ -76,6 +79,14 @@ func (l *badList) coarsen(gap int64) {
 func (l *badList) has(off int64) bool {
 	i, found := slices.BinarySearchFunc(l.ranges, off, func(r BadRange, off int64) int { return cmp.Compare(r.Offset, off) })
 	return found || i > 0 && off < l.ranges[i-1].end()
+}
+
+// reasonOf is what a BadRange says of an error. It names the object already.
+func reasonOf(err error) string {
+	if errors.Is(err, store.ErrNotExist) {
+		return "the object is not there"
+	}
+	return err.Error()
 }
 
 func (b BadRange) end() int64 { return b.Offset + b.Length }

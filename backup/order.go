@@ -22,8 +22,8 @@ func newOrder() *order {
 	return &order{left: make(map[int64]bool), waiting: make(map[int64]chan struct{})}
 }
 
-// enter waits until fewer than ahead tasks before this one have not left, or more
-// exactly: until seq is less than ahead after the oldest of them.
+// enter waits until the task is one of the ahead that follow each other from the
+// oldest that has not left.
 func (o *order) enter(ctx context.Context, seq, ahead int64) error {
 	for {
 		o.mu.Lock()

@@ -56,7 +56,6 @@ func (r *Repository) Restore(ctx context.Context, o RestoreOptions) (RestoreResu
 	err = rs.run(ctx, op, log)
 	res.Seconds = time.Since(start).Seconds()
 	if err != nil {
-		log.Error("restore failed", "backup", b.ID, "volume", v.name(), "target", o.Target, "err", err)
 		return res, wrap(op, err)
 	}
 	log.Info("restore is complete", "backup", b.ID, "volume", v.name(), "target", o.Target,
@@ -166,7 +165,7 @@ func (rs *restoring) targetError(what string, err error) error {
 func (rs *restoring) damaged(off, n int64, object string, err error) error {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.bad.add(BadRange{Offset: off, Length: n, Object: object, Reason: err.Error()})
+	rs.bad.add(BadRange{Offset: off, Length: n, Object: object, Reason: reasonOf(err)})
 	if rs.o.StopAtDamage {
 		return rs.damage(true)
 	}
