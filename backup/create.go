@@ -80,7 +80,7 @@ func (r *Repository) Create(ctx context.Context, sources []Source, o CreateOptio
 	if id := makeID(o.At, format.ID{}); !validID(id) {
 		return Backup{}, &Error{Kind: ErrInvalid, Op: op, Detail: fmt.Sprintf("no ID can be made of the instant %v", o.At)}
 	}
-	b := Backup{Created: o.At.UTC(), Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step}
+	b := Backup{Created: o.At.UTC(), Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step, CopiedFrom: o.copiedFrom}
 	for _, s := range sources {
 		b.Volumes = append(b.Volumes, BackupVolume{VolumeRef: s.Volume})
 	}
@@ -155,13 +155,25 @@ func checkSources(op string, sources []Source) error {
 	return nil
 }
 
+// origin is where a source is read. It may be read at several places at once.
+type origin interface {
+	ReadAt(p []byte, off int64) (int, error)
+	Size() int64
+	Path() string // for people
+	Close() error
+}
+
 // openSources opens all sources and fills in their sizes.
-func openSources(op string, sources []Source) (files []*device.File, err error) {
+func openSources(op string, sources []Source) (files []origin, err error) {
 	for i := range sources {
 		s := &sources[i]
-		f, err := device.OpenSource(s.Path)
-		if err != nil {
-			return files, wrapSource(op, s.Path, err)
+		f := s.from
+		if f == nil {
+			file, err := device.OpenSource(s.Path)
+			if err != nil {
+				return files, wrapSource(op, s.Path, err)
+			}
+			f = file
 		}
 		files = append(files, f)
 		if s.Volume.Size != 0 && s.Volume.Size != f.Size() || f.Size() == 0 || f.Size() > format.MaxVolume {
@@ -291,7 +303,7 @@ func (c *creation) left(i int) (n int64) {
 }
 
 // volumes stores all sources.
-func (c *creation) volumes(ctx context.Context, sources []Source, files []*device.File) ([]BackupVolume, error) {
+func (c *creation) volumes(ctx context.Context, sources []Source, files []origin) ([]BackupVolume, error) {
 	c.missed = nil
 	c.progress = track(PhaseBackup, c.left(0), -1, c.o.Progress)
 	defer c.progress.finish()
@@ -314,7 +326,7 @@ func (c *creation) volumes(ctx context.Context, sources []Source, files []*devic
 }
 
 // attempt stores the i-th source by its plan.
-func (c *creation) attempt(ctx context.Context, s Source, v *BackupVolume, f *device.File, i int) error {
+func (c *creation) attempt(ctx context.Context, s Source, v *BackupVolume, f origin, i int) error {
 	p := &c.plans[i]
 	*v = BackupVolume{VolumeRef: s.Volume, ChunkSize: c.r.config.ChunkSize, StoredBytes: c.stored[i], FullBecause: p.why}
 	log := c.log.With("volume", s.Volume.name())
@@ -335,7 +347,7 @@ func (c *creation) attempt(ctx context.Context, s Source, v *BackupVolume, f *de
 
 // volume stores one source: chunks, then what is left of its table. It returns what
 // has changed although that was said to be unchanged.
-func (c *creation) volume(ctx context.Context, v *BackupVolume, f *device.File, p *plan) (missed Missed, err error) {
+func (c *creation) volume(ctx context.Context, v *BackupVolume, f origin, p *plan) (missed Missed, err error) {
 	missed = Missed{Volume: v.name(), Base: v.Base}
 	shape, err := format.ShapeOf(v.Size, v.ChunkSize)
 	if err != nil {

@@ -101,6 +101,9 @@ func decodeList[T any](l *[]T, text []byte, most int) error {
 // checkTexts refuses what would do something to the terminal that shows it.
 func (b Backup) checkTexts() error {
 	texts := append([]string{b.Job, b.Step}, b.Tags...)
+	if b.CopiedFrom != nil {
+		texts = append(texts, b.CopiedFrom.Repository, b.CopiedFrom.Backup)
+	}
 	for _, v := range b.Volumes {
 		texts = append(texts, v.Pool, v.Name, v.UUID, v.PositionID, v.FullBecause)
 	}

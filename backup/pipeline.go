@@ -51,7 +51,7 @@ type batch struct {
 // A batch is in both queues at once: workers take it from work, the collector
 // takes it from order and waits until its worker is done. Memory is bounded by
 // the number of batches.
-func (c *creation) readChunks(ctx context.Context, f *device.File, p *plan, collect func(*chunk) error) error {
+func (c *creation) readChunks(ctx context.Context, f origin, p *plan, collect func(*chunk) error) error {
 	workers := c.r.workers(c.o.Parallel)
 	chunkSize := c.r.config.ChunkSize
 	size := max(chunkSize, batchBytes)
@@ -166,7 +166,7 @@ func (w *worker) close() {
 	w.reader.Close()
 }
 
-func (w *worker) process(ctx context.Context, f *device.File, b *batch) error {
+func (w *worker) process(ctx context.Context, f origin, b *batch) error {
 	if err := w.c.pace.Wait(ctx, len(b.plain)); err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ type Source struct {
 	Path   string
 	// Changes, when not nil, says what may differ from an earlier backup.
 	Changes *Changes
+
+	from origin // instead of what is at Path
 }
 
 // Changes says which bytes of a source may differ from what a backup holds.
@@ -44,6 +46,9 @@ type Backup struct {
 	Tags    []string       `json:"tags,omitempty"`
 	Job     string         `json:"job,omitempty"`
 	Step    string         `json:"step,omitempty"`
+	// CopiedFrom is the backup that this one is a copy of, the first of all when it
+	// was copied several times.
+	CopiedFrom *CopyOf `json:"copied_from,omitempty"`
 	// Seconds is how long the backup took to write.
 	Seconds float64 `json:"seconds,omitempty"`
 	// Damaged says why the manifest can't be read. Only [Repository.List]
@@ -157,6 +162,8 @@ type CreateOptions struct {
 	// second and once at the end. It must not block for long.
 	Progress func(Progress)
 	Logger   *slog.Logger
+
+	copiedFrom *CopyOf
 }
 
 // RestoreOptions says what to restore where.

@@ -17,14 +17,14 @@ import (
 func newBackup(a *app) *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "backup",
-		Short: "Take, show, compare, restore, verify and delete backups",
+		Short: "Take, show, compare, copy, restore, verify and delete backups",
 		Long: `A backup is a point-in-time image of one or more volumes in a repository, which
 --repo or ` + RepoEnv + ` names. Backups are named by their id, a unique beginning
 of it, or "latest".`,
 		Example: `  swapback backup create db log --repo /backups
   swapback backup list --repo /backups`,
 	}, newBackupCreate(a), newBackupList(a), newBackupShow(a), newBackupRestore(a), newBackupMount(a), newBackupVerify(a),
-		newBackupDiff(a), newBackupDelete(a), newBackupForget(a))
+		newBackupDiff(a), newBackupCopy(a), newBackupDelete(a), newBackupForget(a))
 }
 
 type backupCreateOptions struct {
@@ -341,6 +341,9 @@ func (a *app) writeBackup(w io.Writer, b backup.Backup) {
 	f.add("Tags", "%s", strings.Join(b.Tags, ", "))
 	f.add("Job", "%s", b.Job)
 	f.add("Step", "%s", b.Step)
+	if c := b.CopiedFrom; c != nil {
+		f.add("Copy of", "backup %s in repository %s", c.Backup, c.Repository)
+	}
 	f.add("Took", "%s", formatSeconds(b.Seconds))
 	f.write(w)
 	fmt.Fprintln(w)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/pflag"
 
@@ -10,12 +11,14 @@ import (
 
 // otherSecret is what opens a repository beside the one of --repo.
 type otherSecret struct {
-	given backup.Secret
-	none  bool
+	prefix string
+	given  backup.Secret
+	none   bool
 }
 
 // addTo adds the flags, which begin with the prefix "from" or "to".
 func (o *otherSecret) addTo(f *pflag.FlagSet, prefix string) {
+	o.prefix = prefix
 	f.StringVar(&o.given.PassphraseFile, prefix+"-passphrase-file", "", "file whose first line opens the other repository (default: as for --repo)")
 	f.StringVar(&o.given.PassphraseCommand, prefix+"-passphrase-command", "", "shell command whose first line of output opens the other repository")
 	f.StringArrayVar(&o.given.IdentityFiles, prefix+"-identity", nil, "age identity file that opens the other repository; repeatable")
@@ -33,5 +36,12 @@ func (o *otherSecret) open(ctx context.Context, a *app, location string) (*backu
 	case s.PassphraseFile == "" && s.PassphraseCommand == "" && len(s.IdentityFiles) == 0:
 		s = a.secret()
 	}
-	return backup.Open(ctx, location, s)
+	r, err := backup.Open(ctx, location, s)
+	var be *backup.Error
+	if errors.Is(err, backup.ErrNotEncrypted) && errors.As(err, &be) {
+		e := *be
+		e.Remedy = "make sure that it is the right repository; then say --" + o.prefix + "-unencrypted"
+		err = &e
+	}
+	return r, err
 }

@@ -21,9 +21,9 @@ A volume is named by NAME, POOL/NAME or UUID. Sizes are bytes or have a binary
 unit: 4096, 64K, 4MiB, 1.5G.
 
 With --json a command prints one JSON value. Commands that take long (backup
-create, backup restore, backup verify, backup diff, backup mount, repo heal,
-recover) print one JSON object a line and end with one whose "type" is "result".
-Errors are JSON on stderr.`,
+create, backup restore, backup verify, backup diff, backup copy, backup mount,
+repo heal, recover) print one JSON object a line and end with one whose "type" is
+"result". Errors are JSON on stderr.`,
 		Example: `  swapback doctor
   swapback pool create tank /dev/nvme0n1 /dev/nvme1n1
   swapback volume create db --size 1G
