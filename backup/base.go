@@ -122,6 +122,9 @@ func (c *creation) plan(ctx context.Context, s Source) (plan, error) {
 		return plan{}, err
 	}
 	v, why := imageOf(b, s.Volume)
+	if ch.image != "" {
+		v, why = imageNamed(b, ch.image, s.Volume.Size)
+	}
 	if why != "" {
 		return full("backup %s, which it was to be made against, %s", ch.Base, why), nil
 	}
@@ -175,6 +178,18 @@ func imageOf(b Backup, now VolumeRef) (v BackupVolume, why string) {
 	v = b.Volumes[i]
 	if v.Size > now.Size {
 		return v, fmt.Sprintf("shows it with %d bytes, more than its %d now", v.Size, now.Size)
+	}
+	return v, ""
+}
+
+// imageNamed is imageOf for a volume that is named as the backup names it.
+func imageNamed(b Backup, name string, size int64) (v BackupVolume, why string) {
+	i := slices.IndexFunc(b.Volumes, func(v BackupVolume) bool { return v.name() == name })
+	if i < 0 {
+		return v, "does not hold this volume"
+	}
+	if v = b.Volumes[i]; v.Size > size {
+		return v, fmt.Sprintf("shows it with %d bytes, more than its %d now", v.Size, size)
 	}
 	return v, ""
 }

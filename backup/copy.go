@@ -163,8 +163,10 @@ func (c *copying) backup(ctx context.Context, b Backup, from CopyOf) (Backup, er
 	})
 }
 
-// changes finds the newest copy of an earlier image of the volume, and in what this one
-// differs from it. It is nil when there is none: then all is read.
+// changes finds the newest copy of another image of the volume, and in what this one
+// differs from it. It is nil when there is none: then all is read. That it is the same
+// volume, or only one of the same name, saves more or less; the tables tell what
+// differs.
 func (c *copying) changes(ctx context.Context, v BackupVolume) (*Changes, error) {
 	list, err := c.r.list(ctx)
 	if err != nil {
@@ -177,12 +179,13 @@ func (c *copying) changes(ctx context.Context, v BackupVolume) (*Changes, error)
 		}
 		was, why := imageOf(old, v.VolumeRef)
 		if why != "" {
+			was, why = imageNamed(old, v.name(), v.Size)
+		}
+		if why != "" {
 			continue
 		}
-		if _, why = imageOf(copied, v.VolumeRef); why != "" {
-			continue
-		}
-		ch := &Changes{Base: copied.ID}
+		// A copy is called what its original is.
+		ch := &Changes{Base: copied.ID, image: was.name()}
 		err := c.r.diffVolumes(ctx, was, v, func(r Range) error {
 			ch.Ranges = append(ch.Ranges, r)
 			return nil

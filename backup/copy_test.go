@@ -104,6 +104,27 @@ func TestCopy(t *testing.T) {
 	fullCheck(t, m, want)
 }
 
+// Images of files have no identity but their name, and a swapped volume is at another
+// position: what they share with an earlier one need not be read all the same.
+func TestCopyOfNamedImages(t *testing.T) {
+	from, _ := memRepo(t)
+	to, tm := other(t, testChunk, 5)
+	want := images{}
+	a := image(1, 40)
+	for i := range 3 {
+		s := source(t, "a", a)
+		s.Volume.UUID, s.Volume.PositionID = "", fmt.Sprint(i)
+		b := create(t, from, CreateOptions{}, s)
+		want[b.ID] = map[string][]byte{"a": a}
+		rep := copyTo(t, from, to)
+		if len(rep.Copied) != 1 || i > 0 && (rep.Read == 0 || rep.Read > 6*testChunk || rep.Copied[0].Volumes[0].Base == "") {
+			t.Errorf("copy %d: %+v", i, rep)
+		}
+		a = append(change(a, uint64(i)), 1) // and grown
+	}
+	fullCheck(t, tm, copiesOf(t, to, want))
+}
+
 func TestCopyRefuses(t *testing.T) {
 	from, m := memRepo(t)
 	b := create(t, from, CreateOptions{}, source(t, "a", image(1, 20)))

@@ -34,6 +34,10 @@ type Changes struct {
 	Base   string  // full ID of the backup; empty: nothing is known, and Why says why
 	Why    string  // for people
 	Ranges []Range // in order, not overlapping, within the volume; everything else is as in Base
+
+	// image names the volume in Base that was compared, by who knows its content and
+	// need not go by what the volume is called.
+	image string
 }
 
 // Backup is a point-in-time image of one or more volumes.
