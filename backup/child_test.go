@@ -122,8 +122,10 @@ func runChild() {
 		_, err = r.Create(context.Background(), []Source{{Path: image, Volume: VolumeRef{Name: "a"}}}, CreateOptions{})
 	case "restore":
 		_, err = r.Restore(context.Background(), RestoreOptions{Backup: id, Target: image, Delta: true, Parallel: 2})
-	default:
+	case "delete":
 		_, _, err = r.Delete(context.Background(), id)
+	default:
+		err = careChild[what](r, image)
 	}
 	fail(err)
 	fmt.Println(k.ops.Load())
