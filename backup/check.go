@@ -87,10 +87,8 @@ func (r *Repository) Check(ctx context.Context) (rep CheckReport, err error) {
 	} else if err != nil {
 		return rep, wrap(op, err)
 	}
-	names := make([]string, len(packs))
 	var unneeded []format.ID
-	for i, p := range packs {
-		names[i] = p.Name
+	for _, p := range packs {
 		id, ok := packID(p.Name)
 		switch {
 		case !ok:
@@ -142,7 +140,7 @@ func (c *checking) foreign(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	own := []string{configName, pack.Dir, backupDir, leaseDir, keyDir, "gc", "locks"}
+	own := []string{configName, pack.Dir, backupDir, leaseDir, keyDir, interruptedDir, "gc", "locks"}
 	for _, name := range names {
 		if first, _, _ := strings.Cut(name, "/"); !slices.Contains(own, first) {
 			c.note(name, "it is not the repository's; it is left alone", "")

@@ -186,6 +186,24 @@ func TestCrashDuringCopy(t *testing.T) {
 	fullCheck(t, m, want)
 }
 
+// So it is when the disk of the other repository is full.
+func TestFullDiskDuringCopy(t *testing.T) {
+	from, _ := memRepo(t)
+	a := image(1, 14)
+	b := create(t, from, CreateOptions{}, source(t, "a", a))
+	want := images{b.ID: {"a": a}}
+	_, tm := other(t, 2*testChunk, 5)
+	fullDisk(t, tm, func(to *Repository) error {
+		_, err := from.CopyTo(context.Background(), to, CopyOptions{Parallel: 2})
+		return err
+	}, func(left *storetest.Mem) {
+		to := view(t, left, 33)
+		fullCheck(t, left, copiesOf(t, to, want))
+		copyTo(t, from, to)
+		fullCheck(t, left, copiesOf(t, to, want))
+	})
+}
+
 // Ctrl-C: what is copied stays, and the next run does the rest.
 func TestInterruptedCopy(t *testing.T) {
 	from, _ := memRepo(t)

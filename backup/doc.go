@@ -1,6 +1,6 @@
 // Package backup keeps point-in-time images of volumes in a repository.
 //
-// A repository is a set of immutable objects in a folder (an S3 bucket later):
+// A repository is a set of objects in a folder or in an S3 bucket:
 //
 //	config               what this repository is: version, id, chunk size, hash
 //	packs/AA/ID          chunks and table nodes, 32 MiB or so to an object
@@ -51,6 +51,8 @@
 //     and no length in an object makes a reader allocate more than the chunk
 //     size or write outside the target.
 //   - Removal goes by references and leases, never by clocks. See gc.go.
+//   - Packs never change. What is damaged, or lies between what nobody needs, is
+//     written to new packs, and manifests are exchanged. See moving.go.
 //
 // The formats are drawn in internal/format and in docs/formats.md.
 package backup

@@ -357,6 +357,22 @@ func TestCrashDuringHeal(t *testing.T) {
 	})
 }
 
+// A full disk ends a heal, and what is healed by then stays so.
+func TestFullDiskDuringHeal(t *testing.T) {
+	r, m, want, from := sick(t)
+	bad := distinct(t, r, 2)
+	damage(t, m, bad...)
+	fullDisk(t, m, func(r *Repository) error {
+		_, err := r.Heal(context.Background(), HealOptions{From: from, Parallel: 2})
+		return err
+	}, func(left *storetest.Mem) {
+		if c := check(t, left); len(c.Problems) != 0 {
+			t.Errorf("check: %+v", c)
+		}
+		wantHealed(t, left, heal(t, left, HealOptions{From: from}), want, bad...)
+	})
+}
+
 // A backup that was under way takes a chunk that is being healed; it is healed as
 // well.
 func TestHealBesideABackup(t *testing.T) {

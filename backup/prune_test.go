@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/swapback/swapback/backup/internal/pack"
@@ -124,28 +125,41 @@ func TestCrashDuringRepack(t *testing.T) {
 	})
 }
 
-// A full disk at any write of a repacking prune costs nothing but the prune.
-func TestFullDiskDuringRepack(t *testing.T) {
-	_, m, want := holes(t)
-	full := errors.New("no space left on device")
+// fullDisk runs f on a copy of m once for every write that it makes, with a disk that is
+// full from there on, and once without. check gets what is left.
+func fullDisk(t *testing.T, m *storetest.Mem, f func(r *Repository) error, check func(left *storetest.Mem)) {
+	t.Helper()
+	full := fmt.Errorf("disk: %w", syscall.ENOSPC)
 	for n := 1; ; n++ {
 		disk := m.Clone()
 		v := disk.Open()
+		failed := false
 		v.Before = func(op storetest.Op) error {
 			if op.N >= n && (op.Kind == "write" || op.Kind == "commit") {
+				failed = true
 				return full
 			}
 			return nil
 		}
-		_, err := view(t, v, 9).Prune(t.Context(), repackAll)
-		fullCheck(t, disk.Open(), want)
-		if err == nil {
-			break
+		err := f(view(t, v, 9))
+		v.Before = nil
+		check(disk.Open())
+		if !failed && err == nil {
+			return
 		}
-		if !errors.Is(err, full) {
-			t.Fatal(err)
+		if !errors.Is(err, ErrNoSpace) {
+			t.Fatalf("full at %d: %v", n, err)
 		}
 	}
+}
+
+// A full disk at any write of a repacking prune costs nothing but the prune.
+func TestFullDiskDuringRepack(t *testing.T) {
+	_, m, want := holes(t)
+	fullDisk(t, m, func(r *Repository) error {
+		_, err := r.Prune(context.Background(), repackAll)
+		return err
+	}, func(left *storetest.Mem) { fullCheck(t, left, want) })
 }
 
 // once runs f at the first operation of a view that matches.

@@ -41,6 +41,9 @@ type Stats struct {
 	// operation that may need them is running.
 	UnusedPacks     int   `json:"unused_packs"`
 	UnusedPackBytes int64 `json:"unused_pack_bytes"`
+	// InterruptedBytes are packs that wait for the next run of a backup that did not
+	// get to its end.
+	InterruptedBytes int64 `json:"interrupted_bytes"`
 	// UnusedBytes lie in packs of which backups need something else.
 	UnusedBytes int64 `json:"unused_bytes"`
 	// StoredBytes is all together.
@@ -179,6 +182,10 @@ func (r *Repository) statObjects(ctx context.Context, st *Stats, live map[format
 	if err != nil {
 		return err
 	}
+	kept := make(map[format.ID]bool)
+	if err := r.noteNeeded(ctx, kept); err != nil && !unreadable(err) {
+		return err
+	}
 	for _, p := range packs {
 		st.StoredBytes += p.Size
 		id, ok := packID(p.Name)
@@ -189,7 +196,12 @@ func (r *Repository) statObjects(ctx context.Context, st *Stats, live map[format
 		st.Packs++
 		st.PackBytes += p.Size
 		l, needed := live[id]
-		if !needed {
+		switch {
+		case needed:
+		case kept[id]:
+			st.InterruptedBytes += p.Size
+			continue
+		default:
 			st.UnusedPacks++
 			st.UnusedPackBytes += p.Size
 			continue
@@ -197,7 +209,7 @@ func (r *Repository) statObjects(ctx context.Context, st *Stats, live map[format
 		st.IndexBytes += l.index()
 		st.UnusedBytes += l.unused(p.Size)
 	}
-	for dir, n := range map[string]*int64{backupDir: &st.ManifestBytes, keyDir: &st.OtherBytes, leaseDir: &st.OtherBytes, "gc": &st.OtherBytes, "locks": &st.OtherBytes} {
+	for dir, n := range map[string]*int64{backupDir: &st.ManifestBytes, keyDir: &st.OtherBytes, leaseDir: &st.OtherBytes, interruptedDir: &st.OtherBytes, "gc": &st.OtherBytes, "locks": &st.OtherBytes} {
 		infos, err := r.store.List(ctx, dir)
 		if err != nil {
 			return err

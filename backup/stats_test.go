@@ -70,8 +70,26 @@ func wantWhole(t *testing.T, m *storetest.Mem, st Stats) {
 	if parts := st.PackBytes + st.ManifestBytes + st.OtherBytes; parts != st.StoredBytes {
 		t.Errorf("parts of the whole are %d of %d", parts, st.StoredBytes)
 	}
-	if parts := st.Total.Stored + st.NodeBytes + st.IndexBytes + st.UnusedBytes + st.UnusedPackBytes; parts != st.PackBytes {
+	if parts := st.Total.Stored + st.NodeBytes + st.IndexBytes + st.UnusedBytes + st.UnusedPackBytes + st.InterruptedBytes; parts != st.PackBytes {
 		t.Errorf("parts of packs are %d of %d", parts, st.PackBytes)
+	}
+}
+
+// What an interrupted backup left for the next one is neither unused nor foreign.
+func TestStatsOfAnInterruptedBackup(t *testing.T) {
+	r, m := memRepo(t)
+	create(t, r, CreateOptions{}, source(t, "a", image(1, 10)))
+	cancelledCreate(t, m, r, 3, source(t, "b", image(2, 60)))
+	st, err := r.Stats(t.Context())
+	if err != nil || st.InterruptedBytes == 0 || st.UnusedPacks != 0 || st.UnusedBytes != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	wantWhole(t, m, st)
+	if c := check(t, m); len(c.Problems)+len(c.Notes) != 0 || c.Unused != 0 {
+		t.Errorf("check: %+v", c)
+	}
+	if rep, err := r.Prune(t.Context(), repackAll); err != nil || rep.Packs+rep.Repacked != 0 {
+		t.Errorf("prune: %+v, %v", rep, err)
 	}
 }
 

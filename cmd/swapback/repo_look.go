@@ -69,6 +69,9 @@ func writeStats(w io.Writer, st backup.Stats) {
 	f.add("  tables", "%s: %s", formatSize(st.NodeBytes), plural(int(st.Nodes), "node"))
 	f.add("  index", "%s", formatSize(st.IndexBytes))
 	f.add("  manifests", "%s", formatSize(st.ManifestBytes))
+	if st.InterruptedBytes > 0 {
+		f.add("  waiting", "%s of an interrupted backup, for its next run", formatSize(st.InterruptedBytes))
+	}
 	if n := st.UnusedBytes + st.UnusedPackBytes; n > 0 {
 		f.add("  unused", "%s: %s in %s that no backup needs, %s in others; see: swapback repo prune", formatSize(n),
 			formatSize(st.UnusedPackBytes), plural(st.UnusedPacks, "pack"), formatSize(st.UnusedBytes))
