@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
@@ -28,11 +29,15 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (rep PruneReport
 	if err := r.pruneWhole(ctx, &rep); err != nil || !o.Repack {
 		return rep, r.kept(op, err)
 	}
+	// Nodes that are written anew leave others behind, in packs that were full until
+	// then, and there may be more to move than at once.
+	left := make(map[format.ID]bool)
 	for more := true; more; {
-		if more, err = r.repack(ctx, o, &rep); err != nil {
+		if more, err = r.repack(ctx, o, left, &rep); err != nil {
 			return rep, r.kept(op, err)
 		}
 	}
+	rep.Repacked = len(left)
 	if rep.Repacked > 0 {
 		err = r.pruneWhole(ctx, &rep)
 	}
@@ -107,9 +112,9 @@ func (r *Repository) lookAtUse(ctx context.Context) (*inUse, error) {
 const maxMoved = 1 << 18
 
 // choose returns the packs to leave so that no more than a share of all bytes is
-// unused, those first that have most, and what is unused in the others. more says that
-// there are others to leave, which are too many at once.
-func (u *inUse) choose(most float64) (leave map[format.ID]bool, unused int64, more bool) {
+// unused, those first that have most, or as many of them as can be moved at once; and
+// what is unused in the others.
+func (u *inUse) choose(most float64) (leave map[format.ID]bool, unused int64) {
 	type candidate struct {
 		id     format.ID
 		unused int64
@@ -139,16 +144,17 @@ func (u *inUse) choose(most float64) (leave map[format.ID]bool, unused int64, mo
 			break
 		}
 		if blobs += u.packs[c.id].blobs; blobs > maxMoved && len(leave) > 0 {
-			return leave, unused, true
+			break
 		}
 		leave[c.id] = true
 		unused -= c.unused
 	}
-	return leave, unused, false
+	return leave, unused
 }
 
-// repack moves what is needed out of packs of which little is needed.
-func (r *Repository) repack(ctx context.Context, o PruneOptions, rep *PruneReport) (more bool, err error) {
+// repack moves what is needed out of packs of which little is needed, which it adds
+// to left. more says that something has moved, so that it is worth to look again.
+func (r *Repository) repack(ctx context.Context, o PruneOptions, left map[format.ID]bool, rep *PruneReport) (more bool, err error) {
 	log := logger(o.Logger)
 	s, err := r.begin(ctx, "prune", log)
 	if err != nil {
@@ -159,7 +165,7 @@ func (r *Repository) repack(ctx context.Context, o PruneOptions, rep *PruneRepor
 	if err != nil {
 		return false, err
 	}
-	leave, unused, more := u.choose(o.MaxUnused)
+	leave, unused := u.choose(o.MaxUnused)
 	rep.Unused = unused
 	if len(leave) == 0 {
 		return false, nil
@@ -173,10 +179,10 @@ func (r *Repository) repack(ctx context.Context, o PruneOptions, rep *PruneRepor
 	if err != nil {
 		return false, err
 	}
-	rep.Repacked += len(leave)
+	maps.Copy(left, leave)
 	rep.Moved += m.chunks.Bytes() + m.nodes.Bytes()
 	log.Info("what is needed of packs has moved", "packs", len(leave), "backups", len(changed))
-	return more && len(changed) > 0, nil
+	return len(changed) > 0, nil
 }
 
 // moveOut moves all that backups need out of packs.
@@ -239,7 +245,7 @@ func (r *Repository) pruneDry(ctx context.Context, o PruneOptions) (rep PruneRep
 	if !o.Repack {
 		most = 1
 	}
-	leave, unused, _ := u.choose(most)
+	leave, unused := u.choose(most)
 	rep.Unused, rep.Repacked = unused, len(leave)
 	for id := range leave {
 		rep.Moved += u.packs[id].bytes

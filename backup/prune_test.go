@@ -64,7 +64,7 @@ func TestRepack(t *testing.T) {
 		t.Errorf("dry run: %+v, %v", dry, err)
 	}
 	rep, err := r.Prune(t.Context(), repackAll)
-	if err != nil || rep.Repacked != dry.Repacked || rep.Packs < rep.Repacked || rep.Moved == 0 || rep.Unused != 0 || rep.Waiting != 0 {
+	if err != nil || rep.Repacked < dry.Repacked || rep.Packs < rep.Repacked || rep.Moved == 0 || rep.Unused != 0 || rep.Waiting != 0 {
 		t.Errorf("repack: %+v, %v; dry run: %+v", rep, err, dry)
 	}
 	fullCheck(t, m, want)
@@ -316,4 +316,26 @@ func TestRepackOfADamagedTable(t *testing.T) {
 	if after := m.Names(""); fmt.Sprint(names) != fmt.Sprint(after) {
 		t.Errorf("before: %v\nafter: %v", names, after)
 	}
+}
+
+// What moves has nodes written anew, which leave others behind in packs that were
+// needed as a whole; these are left, too.
+func TestRepackOfTheNodesThatItLeaves(t *testing.T) {
+	r, m := memRepo(t)
+	want := images{}
+	// Two tables in one pack of nodes, of which only one has a chunk that moves.
+	a, b := image(1, 12), image(2, 12)
+	gone := create(t, r, CreateOptions{}, source(t, "a", append(image(3, 8)[:8*testChunk], a...)))
+	kept := create(t, r, CreateOptions{}, source(t, "a", a), source(t, "b", b))
+	want[kept.ID] = map[string][]byte{"a": a, "b": b}
+	if _, _, err := r.Delete(t.Context(), gone.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Prune(t.Context(), repackAll); err != nil {
+		t.Fatal(err)
+	}
+	if st := stats(t, m); st.UnusedBytes != 0 || st.UnusedPacks != 0 {
+		t.Errorf("unused: %+v", st)
+	}
+	fullCheck(t, m, want)
 }

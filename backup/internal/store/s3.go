@@ -255,7 +255,9 @@ func temporary(err error) bool {
 	}
 	var resp minio.ErrorResponse
 	if errors.As(err, &resp) {
-		return resp.StatusCode >= 500
+		// A conflict is with somebody's request of the same time: another conditional
+		// write, or on servers that keep folders the removal of one that was empty.
+		return resp.StatusCode >= 500 || resp.StatusCode == http.StatusConflict
 	}
 	var net net.Error
 	return errors.Is(err, errBroken) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.As(err, &net)

@@ -1,9 +1,16 @@
 package store
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"strings"
 	"testing"
+
+	"github.com/minio/minio-go/v7"
+	"golang.org/x/sys/unix"
 )
 
 func TestParseS3(t *testing.T) {
@@ -38,6 +45,30 @@ func TestParseS3(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "hush") {
 			t.Errorf("%s: the secret shows in %v", location, err)
+		}
+	}
+}
+
+// What can be different a moment later is tried again, and nothing else.
+func TestTemporary(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{
+		{minio.ErrorResponse{StatusCode: 503, Code: "SlowDown"}, true},
+		{minio.ErrorResponse{StatusCode: 500, Code: "InternalError"}, true},
+		{minio.ErrorResponse{StatusCode: 409, Code: "ConditionalRequestConflict"}, true},
+		{minio.ErrorResponse{StatusCode: 409, Code: "ExistingObjectIsDirectory"}, true},
+		{minio.ErrorResponse{StatusCode: 404, Code: minio.NoSuchKey}, false},
+		{minio.ErrorResponse{StatusCode: 403, Code: minio.AccessDenied}, false},
+		{minio.ErrorResponse{StatusCode: 412, Code: minio.PreconditionFailed}, false},
+		{io.ErrUnexpectedEOF, true},
+		{&net.OpError{Op: "read", Err: unix.ECONNRESET}, true},
+		{context.Canceled, false},
+		{ErrShort, false},
+	} {
+		if got := temporary(fmt.Errorf("write: %w", tt.err)); got != tt.want {
+			t.Errorf("%v: %v", tt.err, got)
 		}
 	}
 }
