@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
 	"unicode"
 
 	"github.com/swapback/swapback/backup/internal/format"
@@ -38,6 +37,7 @@ type base struct {
 	id     string
 	volume BackupVolume
 	tree   table.Tree
+	fetch  func(format.Ref) // has a node read, for when it is needed
 }
 
 // plan says what of a source is read.
@@ -142,7 +142,8 @@ func (c *creation) plan(ctx context.Context, s Source) (plan, error) {
 		}
 	}
 	p.base.tree = table.Tree{Shape: shape, Root: root, Read: func(ref format.Ref, dst []byte) error { return c.cache.read(ctx, ref, dst) }}
-	if v.Size < s.Volume.Size { // grown
+	p.base.fetch = func(ref format.Ref) { _ = c.cache.read(ctx, ref, nil) } // who needs it will see the error
+	if v.Size < s.Volume.Size {                                             // grown
 		p.changed = append(clip(p.changed, v.Size), Range{v.Size, s.Volume.Size - v.Size})
 	}
 	p.read = p.changed
@@ -283,48 +284,6 @@ func pickChunk(cursor *table.Cursor, changed []Range, rnd *rand.Rand) (off int64
 		off, ref = off+int64(i)*s.Span(level-1), refs[i]
 	}
 	return off, ref, nil
-}
-
-// nodeCache reads the nodes of a base for the feeder, which looks up what there was,
-// and for the collector, which comes a few chunks later to take entries over: what
-// the one has read the other finds.
-type nodeCache struct {
-	mu     sync.Mutex
-	reader *pack.Reader
-	nodes  map[format.Ref][]byte
-	order  []format.Ref // of nodes, a ring once it is full
-	next   int
-}
-
-// cachedNodes bounds a nodeCache, at 64 KiB each.
-const cachedNodes = 64
-
-func (r *Repository) newNodeCache() (*nodeCache, error) {
-	reader, err := r.newReader()
-	return &nodeCache{reader: reader, nodes: make(map[format.Ref][]byte)}, err
-}
-
-func (n *nodeCache) read(ctx context.Context, ref format.Ref, dst []byte) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if node, there := n.nodes[ref]; there {
-		copy(dst, node)
-		return nil
-	}
-	if err := n.reader.Read(ctx, ref, dst); err != nil {
-		return err
-	}
-	var mem []byte
-	if len(n.order) < cachedNodes {
-		n.order = append(n.order, ref)
-	} else {
-		oldest := n.order[n.next]
-		mem = n.nodes[oldest]
-		delete(n.nodes, oldest)
-		n.order[n.next], n.next = ref, (n.next+1)%cachedNodes
-	}
-	n.nodes[ref] = append(mem[:0], dst...)
-	return nil
 }
 
 // cursor returns a new cursor over the base's table, nil without a base.

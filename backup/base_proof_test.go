@@ -137,9 +137,9 @@ func nodePacks(t testing.TB, m *storetest.Mem) (names []string) {
 // its volume, and of that only.
 func TestDamagedNodeOnTheWay(t *testing.T) {
 	r, m := memRepo(t)
-	d, e := newDisk(t, "v", image(5, 3000)), newDisk(t, "w", image(6, 20))
+	d, e := newDisk(t, "v", image(5, 2100)), newDisk(t, "w", image(6, 20))
 	b := create(t, r, CreateOptions{}, d.source(""), e.source(""))
-	d.write(2500*testChunk, []byte("changed"))
+	d.write(2099*testChunk, []byte("changed"))
 	e.write(5*testChunk, []byte("changed"))
 	// The third node of the first volume's table.
 	_, root, err := b.Volumes[0].table()

@@ -258,7 +258,7 @@ func (c *creation) close() {
 	c.comp.Close()
 	c.reader.Close()
 	if c.cache != nil {
-		c.cache.reader.Close()
+		c.cache.close()
 	}
 }
 

@@ -89,7 +89,7 @@ func (p paper) restoreReads() int64 {
 func TestPaper(t *testing.T) {
 	r, m := memRepo(t)
 	r.packSize = 40 * testChunk
-	content := make([]byte, 2100*testChunk)
+	content := make([]byte, 1100*testChunk)
 	rand.NewChaCha8([32]byte{1}).Read(content)
 	d := newDisk(t, "v", content)
 	p := onPaper(d.size, testChunk, r.packSize)
@@ -99,7 +99,7 @@ func TestPaper(t *testing.T) {
 	if chunks.packs != wantPacks || chunks.bytes != wantBytes || chunks.blobs != p.Chunks() {
 		t.Errorf("chunks: %+v, want %d packs of %d bytes", chunks, wantPacks, wantBytes)
 	}
-	if n := sum(p.nodes(p.Chunks())); nodes.blobs != n || n != 4 {
+	if n := sum(p.nodes(p.Chunks())); nodes.blobs != n || n != 3 {
 		t.Errorf("%d nodes, want %d", nodes.blobs, n)
 	}
 	// Hashes can't be compressed, the rest of a node well.
@@ -127,7 +127,7 @@ func TestPaper(t *testing.T) {
 	}
 
 	// An incremental backup writes the nodes above what changed.
-	for _, i := range []int64{5, 6, 1500} {
+	for _, i := range []int64{5, 6, 1050} {
 		d.write(i*testChunk, []byte("changed"))
 	}
 	create(t, r, CreateOptions{}, d.source(b.ID))

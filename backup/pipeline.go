@@ -68,12 +68,18 @@ func (c *creation) readChunks(ctx context.Context, f origin, p *plan, collect fu
 	g.Go(func() error { // feeder
 		defer close(work)
 		defer close(order)
+		runs := chunkRuns(p.read, f.Size(), chunkSize)
+		scout, stop := newScout(p, runs, g.Go)
+		defer stop()
 		cursor := p.cursor()
-		for run := range chunkRuns(p.read, f.Size(), chunkSize) {
+		for run := range runs {
 			for end := run.Offset + run.Length; run.Offset < end; run.Offset += size {
 				select {
 				case b := <-free:
 					b.off, b.plain = run.Offset, b.mem[:min(size, end-run.Offset)]
+					if err := scout.ahead(b.off); err != nil {
+						return err
+					}
 					if err := b.lookBack(p, cursor, chunkSize); err != nil {
 						return err
 					}

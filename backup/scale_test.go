@@ -26,7 +26,8 @@ const scaleEnv = "SWAPBACK_SCALE"
 // scaled is what an incremental backup took, in a process of its own.
 type scaled struct {
 	Seconds float64
-	Peak    int64 // resident memory, bytes
+	CPU     float64 // seconds; filled in by the parent
+	Peak    int64   // resident memory, bytes
 	Backup  Backup
 }
 
@@ -211,6 +212,7 @@ func (s *scaleVolume) round(places []Range, seed byte) {
 	if err := json.Unmarshal(out.Bytes(), &run); err != nil {
 		s.t.Fatal(err)
 	}
+	run.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 	v := run.Backup.Volumes[0]
 	if v.Base != s.last || v.ReadBytes != scaleChanged || v.ChangedBytes != scaleChanged {
 		s.t.Fatalf("made against %q, %d bytes read, %d changed: %+v", v.Base, v.ReadBytes, v.ChangedBytes, v)
@@ -223,14 +225,13 @@ func (s *scaleVolume) round(places []Range, seed byte) {
 }
 
 // median leaves out the first round, which filled an empty volume.
-func (s *scaleVolume) median() (seconds, peak float64) {
-	var times, peaks []float64
+func (s *scaleVolume) median(of func(scaled) float64) float64 {
+	var all []float64
 	for _, r := range s.runs[1:] {
-		times, peaks = append(times, r.Seconds), append(peaks, float64(r.Peak))
+		all = append(all, of(r))
 	}
-	slices.Sort(times)
-	slices.Sort(peaks)
-	return times[len(times)/2], peaks[len(peaks)/2]
+	slices.Sort(all)
+	return all[len(all)/2]
 }
 
 const scaleChanged = 1 << 30
@@ -261,14 +262,16 @@ func TestScale(t *testing.T) {
 					s.round(places, round)
 				}
 			}
-			var seconds, peaks []float64
+			var seconds, cpu, peaks []float64
 			for _, s := range volumes {
-				sec, peak := s.median()
-				seconds, peaks = append(seconds, sec), append(peaks, peak)
-				t.Logf("%5d GiB, %s: %.2f s, %.0f MiB peak, %d bytes stored beside the data", s.size>>30, layout, sec, peak/(1<<20),
-					s.runs[len(s.runs)-1].Backup.StoredBytes()-scaleChanged)
+				seconds = append(seconds, s.median(func(r scaled) float64 { return r.Seconds }))
+				cpu = append(cpu, s.median(func(r scaled) float64 { return r.CPU }))
+				peaks = append(peaks, s.median(func(r scaled) float64 { return float64(r.Peak) }))
+				i := len(peaks) - 1
+				t.Logf("%5d GiB, %s: %.2f s, %.2f s of CPU, %.0f MiB peak, %d bytes stored beside the data", s.size>>30, layout,
+					seconds[i], cpu[i], peaks[i]/(1<<20), s.runs[len(s.runs)-1].Backup.StoredBytes()-scaleChanged)
 			}
-			t.Logf("time × %.2f, memory × %.2f", seconds[1]/seconds[0], peaks[1]/peaks[0])
+			t.Logf("time × %.2f, CPU × %.2f, memory × %.2f", seconds[1]/seconds[0], cpu[1]/cpu[0], peaks[1]/peaks[0])
 			if layout != dense && seconds[1] > 1.3*seconds[0] || peaks[1] > 1.3*peaks[0] {
 				t.Error("want at most × 1.3")
 			}
