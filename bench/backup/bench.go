@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -13,13 +14,17 @@ import (
 
 // Rows, in the order of a round.
 const (
-	rowFull      = "full"      // the first backup, into an empty repository
-	rowRestore   = "restore"   // of that, into a new file
-	rowUnchanged = "unchanged" // once more; the same bytes with a new time of change
-	rowChanged   = "changed"   // once more, after a hundredth was written
+	rowFull        = "full"        // the first backup, into an empty repository
+	rowRestore     = "restore"     // of that, into a new file
+	rowUnchanged   = "unchanged"   // once more; the same bytes with a new time of change
+	rowChanged     = "changed"     // once more, after a hundredth was written
+	rowIncremental = "incremental" // and again, told what was written by who can be told
 )
 
-var rows = []string{rowFull, rowRestore, rowUnchanged, rowChanged}
+var rows = []string{rowFull, rowRestore, rowUnchanged, rowChanged, rowIncremental}
+
+// chunkSize is that of our repositories, by default.
+const chunkSize = 1 << 20
 
 // result is one row of one program: the median of the rounds, by time.
 type result struct {
@@ -43,7 +48,10 @@ type report struct {
 	Rounds   int               `json:"rounds"`
 	Versions map[string]string `json:"versions"`
 	Results  []result          `json:"results"`
-	Targets  []target          `json:"targets"`
+	// ChangedChunks is what the chunks have that were written to before the row
+	// incremental, in bytes.
+	ChangedChunks int64    `json:"changed_chunk_bytes"`
+	Targets       []target `json:"targets"`
 }
 
 // bench is a run under way.
@@ -51,8 +59,9 @@ type bench struct {
 	o        options
 	programs []program
 	report   report
-	image    string // what is backed up; the two below take turns under its name
-	variants map[string]string
+	image    string              // what is backed up; those below take turns under its name
+	variants map[string]string   // by the first row that has it
+	changes  string              // what was written before the row incremental
 	samples  map[string][]sample // by program and row
 	stored   map[string]int64
 }
@@ -81,7 +90,8 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 		return nil, fmt.Errorf("%w; a run makes its folder and removes it: remove what an earlier one left", err)
 	}
 	b.image = filepath.Join(o.dir, "image")
-	b.variants = map[string]string{"before": b.image + ".before", "after": b.image + ".after"}
+	b.changes = filepath.Join(o.dir, "changes")
+	b.variants = map[string]string{rowFull: b.image + ".first", rowChanged: b.image + ".second", rowIncremental: b.image + ".third"}
 	return b, nil
 }
 
@@ -93,11 +103,8 @@ func (b *bench) notice(format string, args ...any) {
 
 func (b *bench) run(ctx context.Context) (report, error) {
 	b.notice("making the image")
-	if err := makeImage(b.variants["before"], b.o.size); err != nil {
+	if err := b.makeImages(); err != nil {
 		return report{}, fmt.Errorf("make image: %w", err)
-	}
-	if err := changeImage(b.variants["before"], b.variants["after"]); err != nil {
-		return report{}, fmt.Errorf("change image: %w", err)
 	}
 	for round := range b.o.rounds {
 		for i, p := range b.programs {
@@ -128,8 +135,38 @@ func (b *bench) run(ctx context.Context) (report, error) {
 			}
 		}
 	}
-	b.report.Targets = judge(b.report.Results)
+	b.report.Targets = judge(b.report)
 	return b.report, nil
+}
+
+func (b *bench) makeImages() error {
+	if err := makeImage(b.variants[rowFull], b.o.size); err != nil {
+		return err
+	}
+	if _, err := changeImage(b.variants[rowFull], b.variants[rowChanged], 2); err != nil {
+		return err
+	}
+	offsets, err := changeImage(b.variants[rowChanged], b.variants[rowIncremental], 3)
+	if err != nil {
+		return err
+	}
+	b.report.ChangedChunks = inChunks(offsets, chunkSize, b.o.size)
+	type run struct {
+		Offset int64 `json:"offset"`
+		Length int64 `json:"length"`
+	}
+	list := struct {
+		Base   string `json:"base"`
+		Ranges []run  `json:"ranges"`
+	}{Base: "latest"}
+	for _, off := range offsets {
+		list.Ranges = append(list.Ranges, run{off, block})
+	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(b.changes, text, 0o600)
 }
 
 func (b *bench) home(p program) string { return filepath.Join(b.o.dir, p.name) }
@@ -137,9 +174,9 @@ func (b *bench) home(p program) string { return filepath.Join(b.o.dir, p.name) }
 // show gives the image that a row is about its name, and a new time of change: a
 // device has none, so nobody may tell by it that nothing changed.
 func (b *bench) show(row string) error {
-	variant := "before"
-	if row == rowChanged {
-		variant = "after"
+	variant := row
+	if b.variants[variant] == "" {
+		variant = rowFull
 	}
 	if err := os.Remove(b.image); err != nil && !os.IsNotExist(err) {
 		return err
@@ -166,9 +203,12 @@ func (b *bench) measure(ctx context.Context, round int, row string, p program) e
 	}
 	var c command
 	var restored string
-	if row == rowRestore {
+	switch {
+	case row == rowRestore:
 		c, restored = p.restore(b.home(p), rowFull, b.image, target)
-	} else {
+	case row == rowIncremental && p.changed != nil:
+		c = p.changed(b.home(p), row, b.image, b.changes)
+	default:
 		c = p.create(b.home(p), row, b.image)
 	}
 	if err := cold(b.o.dir); err != nil {
@@ -185,6 +225,14 @@ func (b *bench) measure(ctx context.Context, round int, row string, p program) e
 	key := p.name + " " + row
 	b.samples[key] = append(b.samples[key], s)
 	b.stored[key] = after - before
+	if row == rowIncremental && p.changed != nil {
+		// What was not read has to be right all the same.
+		var c command
+		c, restored = p.restore(b.home(p), row, b.image, target)
+		if _, _, err := measure(ctx, c); err != nil {
+			return err
+		}
+	}
 	if restored != "" {
 		if at, err := same(b.image, restored); err != nil {
 			return err
@@ -192,7 +240,7 @@ func (b *bench) measure(ctx context.Context, round int, row string, p program) e
 			return fmt.Errorf("what was restored differs at byte %d", at)
 		}
 	}
-	b.notice("round %d: %-9s %-8s %6.2f s, %5.2f s CPU, %4d MiB", round+1, row, p.name, s.Seconds, s.CPU, s.MaxRSS>>20)
+	b.notice("round %d: %-11s %-8s %6.2f s, %5.2f s CPU, %4d MiB", round+1, row, p.name, s.Seconds, s.CPU, s.MaxRSS>>20)
 	return nil
 }
 

@@ -62,7 +62,8 @@ func TestImage(t *testing.T) {
 		t.Errorf("text is compressed to %.2f", ratio)
 	}
 
-	if err := changeImage(filepath.Join(dir, "a"), filepath.Join(dir, "c")); err != nil {
+	offsets, err := changeImage(filepath.Join(dir, "a"), filepath.Join(dir, "c"), 2)
+	if err != nil {
 		t.Fatal(err)
 	}
 	changed, err := os.ReadFile(filepath.Join(dir, "c"))
@@ -72,8 +73,14 @@ func TestImage(t *testing.T) {
 	n := 0
 	for off := 0; off < size; off += block {
 		if !bytes.Equal(changed[off:off+block], images[0][off:off+block]) {
+			if n == len(offsets) || offsets[n] != int64(off) {
+				t.Fatalf("block at %d is changed, and is not the %d. of %d that were said to be", off, n, len(offsets))
+			}
 			n++
 		}
+	}
+	if got := inChunks([]int64{0, 4096, 1 << 20, 5<<20 + 4096, 6<<20 - 4096, 6 << 20}, 1<<20, 6<<20+8192); got != 3<<20+8192 {
+		t.Errorf("changed chunks have %d bytes", got)
 	}
 	if want := size / block / 100; n < want*9/10 || n > want {
 		t.Errorf("%d blocks are changed, want about %d", n, want)
@@ -132,12 +139,13 @@ func TestJudge(t *testing.T) {
 		t.Errorf("summary: %+v", r)
 	}
 	list[0].Stored = 1051
+	list = append(list, summary("swapback", rowIncremental, []sample{{Seconds: 1, ReadBytes: 1090}}, 0))
 	var got []string
-	for _, x := range judge(list) {
+	for _, x := range judge(report{Results: list, ChangedChunks: 1000}) {
 		got = append(got, x.String())
 	}
 	want := []string{"times borg’s speed 4.00 ≥ 4.00 ok", "times restic’s speed 5.83 ≥ 6.00 MISSED",
-		"smaller peer’s 1.05 ≤ 1.05 MISSED", "cp and fsync 1.25 ≤ 1.30 ok"}
+		"smaller peer’s 1.05 ≤ 1.05 MISSED", "cp and fsync 1.25 ≤ 1.30 ok", "written to 1.09 ≤ 1.10 ok"}
 	if len(got) != len(want) {
 		t.Fatalf("targets: %q", got)
 	}
@@ -156,7 +164,7 @@ func TestReport(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	r.Size, r.Rounds, r.Results, r.Versions = 3<<30, 3, results(), map[string]string{"swapback": "v1 <x>", "borg": "b"}
-	r.Targets = judge(r.Results)
+	r.Targets = judge(r)
 	if err := writeReport(dir, r); err != nil {
 		t.Fatal(err)
 	}

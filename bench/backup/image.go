@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -101,32 +102,47 @@ func (w *writer) fill(p []byte) {
 }
 
 // changeImage makes a copy of an image in which a hundredth of the bytes have
-// been written anew, in random blocks.
-func changeImage(from, to string) error {
+// been written anew, in random blocks, and returns where these are, in order.
+func changeImage(from, to string, seed byte) (offsets []int64, err error) {
 	in, err := os.Open(from)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer in.Close()
 	out, err := os.Create(to)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer out.Close()
 	size, err := io.Copy(out, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	rnd := rand.New(rand.NewPCG(2, 2))
-	noise := rand.NewChaCha8([32]byte{2})
+	rnd := rand.New(rand.NewPCG(uint64(seed), 2))
+	noise := rand.NewChaCha8([32]byte{seed, 1})
 	p := make([]byte, block)
 	for range size / block / 100 {
 		noise.Read(p)
-		if _, err := out.WriteAt(p, block*rnd.Int64N(size/block)); err != nil {
-			return err
+		off := block * rnd.Int64N(size/block)
+		if _, err := out.WriteAt(p, off); err != nil {
+			return nil, err
+		}
+		offsets = append(offsets, off)
+	}
+	slices.Sort(offsets)
+	return slices.Compact(offsets), out.Sync()
+}
+
+// inChunks is how many bytes the chunks have that blocks lie in.
+func inChunks(offsets []int64, chunk, size int64) (n int64) {
+	last := int64(-1)
+	for _, off := range offsets {
+		if c := off / chunk; c != last {
+			last = c
+			n += min(chunk, size-c*chunk)
 		}
 	}
-	return out.Sync()
+	return n
 }
 
 // parseSize reads a number of bytes with K, M or G behind it; whole blocks.

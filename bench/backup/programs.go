@@ -24,6 +24,9 @@ type program struct {
 	// restore brings the latest backup back, which has the name, and says where
 	// it lies then. The folder target is empty.
 	restore func(home, name, image, target string) (command, string)
+	// changed backs up the image like create, and is told in a file what may have
+	// changed since the latest backup. Nil: the program can't be told.
+	changed func(home, name, image, changes string) command
 	repo    string // in home
 }
 
@@ -47,6 +50,9 @@ func programs(swapback string) []program {
 		init: func(home string) command { return ours(home, "repo", "init") },
 		create: func(home, name, image string) command {
 			return ours(home, "backup", "create", "--source", "disk="+image, "--json")
+		},
+		changed: func(home, name, image, changes string) command {
+			return ours(home, "backup", "create", "--source", "disk="+image, "--changes", changes, "--json")
 		},
 		restore: func(home, name, image, target string) (command, string) {
 			file := filepath.Join(target, "disk")

@@ -43,10 +43,11 @@ func readReport(dir string) (r report, err error) {
 
 // titles are those of the rows, for people.
 var titles = map[string]string{
-	rowFull:      "Full backup into an empty repository",
-	rowRestore:   "Restore into a new file",
-	rowUnchanged: "Backup of what has not changed, all read again",
-	rowChanged:   "Backup after 1 % was written in 4 KiB blocks, all read again",
+	rowFull:        "Full backup into an empty repository",
+	rowRestore:     "Restore into a new file",
+	rowUnchanged:   "Backup of what has not changed, all read again",
+	rowChanged:     "Backup after 1 % was written in 4 KiB blocks, all read again",
+	rowIncremental: "Backup after another 1 % was written; swapback is told where",
 }
 
 // printReport writes the table that a person reads in the terminal.

@@ -24,11 +24,11 @@ func (t target) String() string {
 }
 
 // judge compares with what is promised, as far as it was measured.
-func judge(results []result) []target {
+func judge(rep report) []target {
 	find := func(program, row string) *result {
-		for i, r := range results {
+		for i, r := range rep.Results {
 			if r.Program == program && r.Row == row {
-				return &results[i]
+				return &rep.Results[i]
 			}
 		}
 		return nil
@@ -54,6 +54,9 @@ func judge(results []result) []target {
 	faster(rowRestore, "restic", "restore", 6)
 	if ours, cp := find("swapback", rowRestore), find("cp", rowRestore); ours != nil && cp != nil {
 		atMost("restore, of the time of cp and fsync", ours.Seconds/cp.Seconds, 1.3)
+	}
+	if ours := find("swapback", rowIncremental); ours != nil && rep.ChangedChunks > 0 {
+		atMost("incremental: read, of the chunks that were written to", float64(ours.ReadBytes)/float64(rep.ChangedChunks), 1.1)
 	}
 	return list
 }

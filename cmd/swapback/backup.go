@@ -35,6 +35,7 @@ type backupCreateOptions struct {
 	verifyUnchanged bool
 
 	sources    []string
+	changes    string
 	allowInUse bool
 
 	limit      sizeFlag
@@ -68,7 +69,9 @@ volumes, which goes on from there.
 With --source it is a device or a file that no pool has, an image for instance,
 and no daemon is asked. No snapshot keeps it still, so a device that somebody
 holds and a file that somebody writes are refused, unless --allow-in-use is
-given.`,
+given. Who knows what was written since an earlier backup of the same NAME says so
+in a file for --changes, {"base": BACKUP, "ranges": [{"offset": …, "length": …}]} in
+bytes and in order: only that is read then, and the rest is taken from the backup.`,
 		Example: `  swapback backup create db --repo /backups
   swapback backup create db log --comment "before the upgrade" --tag upgrade
   swapback backup create db --verify-unchanged
@@ -90,6 +93,7 @@ given.`,
 	f.StringArrayVar(&o.sources, "source", nil, "back up the device or file PATH as NAME (NAME=PATH); repeatable")
 	f.Var(&o.limit, "limit", "read no more than this in a second")
 	f.BoolVar(&o.noThrottle, "no-throttle", false, "do not give way to others who need the disks or the processors")
+	f.StringVar(&o.changes, "changes", "", "file that says what of the --source may have changed since a backup; only that is read")
 	f.BoolVar(&o.allowInUse, "allow-in-use", false, "read a --source although somebody may write to it meanwhile")
 	return cmd
 }

@@ -1,18 +1,26 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
 	"github.com/swapback/swapback/holders"
 )
+
+// sourceSpace is where the UUIDs of sources come from, which are made of their names:
+// a source is the same as another one when it has the same name.
+var sourceSpace = uuid.MustParse("5f6ff3a1-3d0c-4d0e-9b54-9d3c0f3a5a0b")
 
 // parseSources reads the values of --source, NAME=PATH each.
 func parseSources(values []string) ([]backup.Source, error) {
@@ -23,7 +31,8 @@ func parseSources(values []string) ([]backup.Source, error) {
 			return nil, usagef("--source %q: it is not NAME=PATH", value).
 				withRemedy("such as --source root=/dev/vdb or --source disk=/srv/vm/disk.img")
 		}
-		list = append(list, backup.Source{Path: path, Volume: backup.VolumeRef{Name: name}})
+		id := uuid.NewSHA1(sourceSpace, []byte(name)).String()
+		list = append(list, backup.Source{Path: path, Volume: backup.VolumeRef{Name: name, UUID: id}})
 	}
 	return list, nil
 }
@@ -33,6 +42,14 @@ func (a *app) backupSources(ctx context.Context, repo *backup.Repository, o back
 	sources, err := parseSources(o.sources)
 	if err != nil {
 		return backup.Backup{}, err
+	}
+	if o.changes != "" {
+		if len(sources) != 1 {
+			return backup.Backup{}, usagef("--changes: %d sources", len(sources)).withRemedy("give one --source, whose changes they are")
+		}
+		if sources[0].Changes, err = a.readChanges(ctx, repo, o.changes); err != nil {
+			return backup.Backup{}, err
+		}
 	}
 	if !o.allowInUse {
 		for _, s := range sources {
@@ -45,6 +62,35 @@ func (a *app) backupSources(ctx context.Context, repo *backup.Repository, o back
 		Comment: o.comment, Tags: o.tags, Limit: int64(o.limit), FullSpeed: o.noThrottle,
 		Progress: p.update, Logger: a.logger(),
 	})
+}
+
+// changesFile is what --changes reads: which bytes may differ from what a backup
+// holds, as a hypervisor's dirty bitmap or a storage system tells it.
+type changesFile struct {
+	Base   string         `json:"base"` // as backups are named
+	Ranges []backup.Range `json:"ranges"`
+}
+
+// maxChangesFile bounds the file: 10 million ranges or so.
+const maxChangesFile = 512 << 20
+
+func (a *app) readChanges(ctx context.Context, repo *backup.Repository, path string) (*backup.Changes, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, usagef("--changes: %v", err)
+	}
+	defer f.Close()
+	var c changesFile
+	dec := json.NewDecoder(io.LimitReader(f, maxChangesFile))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil || c.Base == "" {
+		return nil, usagef("--changes %s: it is not {\"base\": BACKUP, \"ranges\": [{\"offset\": BYTES, \"length\": BYTES}]}: %v", path, cmp.Or(err, errors.New("no base")))
+	}
+	b, err := a.findBackup(ctx, repo, c.Base)
+	if err != nil {
+		return nil, err
+	}
+	return &backup.Changes{Base: b.ID, Ranges: c.Ranges}, nil
 }
 
 // checkUnused refuses what may change while it is read: there is no snapshot

@@ -46,3 +46,45 @@ func TestBackupOfSources(t *testing.T) {
 		t.Errorf("a file that is not there: exit code %d, %s", code, errOut)
 	}
 }
+
+// Of a source whose changes are known only these are read.
+func TestChangesOfSource(t *testing.T) {
+	c, _ := withRepo(t)
+	dir := t.TempDir()
+	image, list := filepath.Join(dir, "disk.img"), filepath.Join(dir, "changes.json")
+	content := bytes.Repeat([]byte("0123456789abcdef"), 4<<16)
+	put := func(path string, b []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(image, content)
+	create := []string{"backup", "create", "--source", "vm7=" + image, "--json"}
+	first := result[backupResult](t, c.must(t, create...))
+	copy(content[3<<20+5:], "changed")
+	put(image, content)
+	put(list, []byte(`{"base":"latest","ranges":[{"offset":3145728,"length":4096}]}`))
+	b := result[backupResult](t, c.must(t, append(create, "--changes", list)...))
+	if v := b.Volumes[0]; v.Base != first.ID || v.ReadBytes != 1<<20 || v.ChangedBytes != 1<<20 || v.FullBecause != "" {
+		t.Errorf("%+v", v)
+	}
+	back := filepath.Join(dir, "back")
+	c.must(t, "backup", "restore", b.ID, "--to-file", back)
+	expectContent(t, back, content)
+
+	for text, code := range map[string]int{
+		``: exitUsage, `{"ranges":[]}`: exitUsage, `{"base":"latest","bytes":5}`: exitUsage, `{"base":"2020"}`: exitNotFound,
+	} {
+		put(list, []byte(text))
+		if _, errOut, got := c.run(append(create, "--changes", list)...); got != code {
+			t.Errorf("changes %s: exit code %d, %s", text, got, errOut)
+		}
+	}
+	if _, errOut, code := c.run(append(create, "--changes", list+"-")...); code != exitUsage {
+		t.Errorf("no file: exit code %d, %s", code, errOut)
+	}
+	if _, errOut, code := c.run(append(create, "--source", "b="+image, "--changes", list)...); code != exitUsage {
+		t.Errorf("two sources: exit code %d, %s", code, errOut)
+	}
+}
