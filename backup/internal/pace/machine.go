@@ -41,7 +41,15 @@ type counters struct {
 // ErrNoPressure says that the kernel does not tell the pressure.
 var ErrNoPressure = errors.New("the kernel does not tell the pressure of I/O")
 
-const sector = 512 // of the kernel's counters, whatever the disk has
+const (
+	sector = 512 // of the kernel's counters, whatever the disk has
+	// ownShare is the part of what the process writes that a file system writes in
+	// addition.
+	ownShare = 50
+	// maxCredit bounds what is waited for: a file that is removed before it was
+	// written never gets to the disk.
+	maxCredit = 1 << 30
+)
 
 // Watch watches the disks under the files or devices that are read. own is a file or
 // folder that this process writes to, empty when that lies on no disk of this machine.
@@ -186,11 +194,13 @@ func (m *Machine) between(last, now counters) Reading {
 	// A write counts for the process when it goes to the page cache, and for the
 	// disk when it gets there.
 	written := now.written - last.written
+	var log uint64 // what the file system writes itself because of the process's writes
 	if m.writes {
-		m.credit += now.ownWrite - last.ownWrite
+		own := now.ownWrite - last.ownWrite
+		m.credit, log = m.credit+own, own/ownShare
 	}
-	others += less(written, m.credit)
-	m.credit = less(m.credit, written)
+	others += less(written, m.credit+log)
+	m.credit = min(less(m.credit, written), maxCredit)
 	return Reading{
 		Pressure: min(float64(now.stalled-last.stalled)/1e6/dt, 1),
 		Others:   float64(others) / dt,

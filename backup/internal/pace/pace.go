@@ -8,8 +8,8 @@
 // figure alone would have him give way to nobody. It counts only while others move
 // data on the same disks: whatever the disks moved that this process did not.
 //
-// While both hold, the rate goes down step by step, to an eighth of the best that
-// there was. It goes up again as soon as one of them does not, and when it is no
+// When both hold for more than a moment, the rate goes down step by step, to an eighth
+// of the best that there was. It goes up again as soon as one of them does not, and when it is no
 // longer what holds the reader up it is lifted. On a machine that does nothing
 // else reading is never held up.
 package pace
@@ -31,6 +31,8 @@ const (
 	otherRate = 1 << 20
 	// slower and faster are the steps of the rate.
 	slower, faster = 0.7, 1.25
+	// moment is how many steps it takes until a reason is more than a moment's.
+	moment = 2
 	// leastShare and leastRate are where slowing down ends: a backup has to come
 	// to its end.
 	leastShare = 1.0 / 8
@@ -60,7 +62,10 @@ type Pacer struct {
 
 	mu    sync.Mutex
 	moved int64 // bytes that were let through since the last step
-	best  float64
+
+	// Of the goroutine that makes the steps.
+	best    float64
+	crowded int // steps in a row
 }
 
 // New returns a Pacer of at most so many bytes per second, 0 for any, that gives way
@@ -125,15 +130,25 @@ func (p *Pacer) step(dt time.Duration, r Reading) {
 	p.moved = 0
 	p.mu.Unlock()
 	p.best = max(p.best, moved)
-	limit := p.limiter.Limit()
-	if r.Pressure >= pressed && r.Others >= otherRate {
-		if limit == rate.Inf {
-			limit = rate.Limit(moved)
-		}
-		least := rate.Limit(max(p.best*leastShare, leastRate))
-		p.limiter.SetLimit(min(max(limit*slower, least), p.most))
-		return
+	if r.Pressure < pressed || r.Others < otherRate {
+		p.crowded = 0
+		p.speedUp(moved)
+	} else if p.crowded++; p.crowded >= moment {
+		p.slowDown(moved)
 	}
+}
+
+func (p *Pacer) slowDown(moved float64) {
+	limit := p.limiter.Limit()
+	if limit == rate.Inf {
+		limit = rate.Limit(moved)
+	}
+	least := rate.Limit(max(p.best*leastShare, leastRate))
+	p.limiter.SetLimit(min(max(limit*slower, least), p.most))
+}
+
+func (p *Pacer) speedUp(moved float64) {
+	limit := p.limiter.Limit()
 	if limit >= p.most {
 		return
 	}

@@ -38,6 +38,13 @@ func TestGivesWay(t *testing.T) {
 			t.Errorf("held up at %v by %+v", p.limiter.Limit(), r)
 		}
 	}
+	if p.stepMiB(800, crowded); p.limiter.Limit() != rate.Inf {
+		t.Error("held up for a moment's reason")
+	}
+	if p.stepMiB(800, idle); p.limiter.Limit() != rate.Inf {
+		t.Error("held up")
+	}
+	p.stepMiB(800, crowded)
 	last := 800.0
 	for i := range 20 {
 		got := p.stepMiB(int64(last), crowded)
@@ -150,7 +157,8 @@ func TestOthers(t *testing.T) {
 		{"somebody reads too", counters{read: 9 * mib, ownRead: 5 * mib}, 4 * mib},
 		{"own writes stay in memory", counters{ownWrite: 30 * mib}, 0},
 		{"and get to the disk later", counters{written: 20 * mib}, 0},
-		{"with those of another", counters{written: 15 * mib}, 5 * mib},
+		{"with the log of the file system", counters{ownWrite: 5 * mib, written: 5*mib + mib/10}, 0},
+		{"with those of another", counters{written: 15*mib - mib/10}, 5 * mib},
 		{"somebody writes", counters{written: 3 * mib}, 3 * mib},
 	} {
 		if r := next(x.c); r.Others != x.others {
