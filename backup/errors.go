@@ -114,7 +114,11 @@ func (e *DamagedError) Error() string {
 			b.WriteString("\n  everything else was restored, these ranges read as zeroes")
 		}
 	}
-	b.WriteString("\n  restore an earlier backup, or copy the named objects back from another copy of the repository")
+	if e.Op == "heal" {
+		b.WriteString("\n  nothing that was asked has it; name what may with --from and --from-repo, or restore an earlier backup")
+	} else {
+		b.WriteString("\n  " + healRemedy + "; else restore an earlier backup")
+	}
 	return b.String()
 }
 

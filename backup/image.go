@@ -47,8 +47,8 @@ type ImageOptions struct {
 // Image is a volume of a backup that is read at random. Chunks and the nodes of
 // its table are fetched when they are needed, checked, and kept in a bounded
 // cache; what several readers want is fetched once. A chunk that is damaged is an
-// error for its own bytes and no others, each time that they are read: it heals
-// when its object does.
+// error for its own bytes and no others, each time that they are read, until it is
+// healed.
 //
 // Its methods may be called concurrently. While it is open prune and delete keep
 // what it needs. Close it before the repository.
@@ -364,7 +364,7 @@ func (im *Image) readError(off int64, ref format.Ref, err error) error {
 		return wrap(op, err)
 	}
 	return &Error{Kind: ErrDamaged, Op: op, Object: pack.Name(ref.Pack), Err: err,
-		Remedy: "restore an earlier backup, or copy the object back from another copy of the repository"}
+		Remedy: healRemedy + "; else restore an earlier backup"}
 }
 
 // noteRead takes note of what a fetch of a chunk has come to. mu is held.

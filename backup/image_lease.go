@@ -41,6 +41,7 @@ func (im *Image) keepLease() {
 		select {
 		case <-tick.C:
 			im.checkLease(im.ctx)
+			im.seekHealed(im.ctx)
 		case <-im.ctx.Done():
 			return
 		}

@@ -141,7 +141,7 @@ func runRestore(ctx context.Context, a *app, o restoreOptions, id string) error 
 		exit: exitPartial, code: codeDamaged,
 		message: fmt.Sprintf("restore of %s from backup %s to %s: %s can't be read back from the repository; all else was restored",
 			result.Volume.Name, result.Backup, result.Target, formatSize(result.MissingBytes)),
-		remedy: "copy the objects that are named back from another copy of the repository and restore again with --delta, or restore an earlier backup",
+		remedy: "put back what can be had from elsewhere with swapback repo heal and restore again with --delta, or restore an earlier backup",
 	}
 }
 

@@ -159,7 +159,7 @@ func writeVerify(w io.Writer, r backup.VerifyReport) {
 			(*shareFlag)(&r.Sample), r.Seed, r.Seed+1)
 	}
 	if n := len(r.Damage) + len(r.Other); n > 0 {
-		fmt.Fprintf(w, "%s; see what can be put back with: swapback repo heal\n", plural(n, "damaged part"))
+		fmt.Fprintf(w, "%s; put back what can be had from elsewhere with: swapback repo heal\n", plural(n, "damaged part"))
 		return
 	}
 	fmt.Fprintln(w, "all good")
