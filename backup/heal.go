@@ -96,6 +96,11 @@ type healing struct {
 	mu     sync.Mutex
 	chunks map[format.Hash]*badBlob
 	nodes  map[format.Hash]*badBlob
+	known  map[blobKey]bool // bad ones that were counted, in any round
+
+	// Likewise, and whether they were healed.
+	knownPacks     map[format.ID]bool
+	knownManifests map[string]bool
 }
 
 // badBlob is a chunk or node that can't be read.
@@ -147,7 +152,8 @@ func (r *Repository) Heal(ctx context.Context, o HealOptions) (rep HealReport, e
 	}
 	defer s.end()
 	h := &healing{r: r, o: o, s: s, log: log, rep: &rep, only: only, dirs: pack.NewDirectories(r.store),
-		checked: make(places), healed: make(map[format.Ref]format.Ref)}
+		checked: make(places), healed: make(map[format.Ref]format.Ref), known: make(map[blobKey]bool),
+		knownPacks: make(map[format.ID]bool), knownManifests: make(map[string]bool)}
 	defer h.close()
 	if err := h.open(op); err != nil {
 		return rep, err
@@ -192,7 +198,6 @@ func (h *healing) round(ctx context.Context) (again bool, err error) {
 	if err := h.find(ctx); err != nil {
 		return false, err
 	}
-	h.rep.Bad.Packs = max(h.rep.Bad.Packs, len(h.packs))
 	if len(h.chunks)+len(h.nodes)+len(h.packs)+len(h.healed) == 0 {
 		return false, nil
 	}
@@ -210,6 +215,13 @@ func (h *healing) round(ctx context.Context) (again bool, err error) {
 		m.move(from, to)
 	}
 	nodes, err := h.mend(ctx, m)
+	for _, b := range h.chunks {
+		for _, ref := range b.refs {
+			if !b.done { // it is bad in the next round, too
+				delete(h.checked[ref.Pack], ref.Offset)
+			}
+		}
+	}
 	if err != nil || h.o.DryRun {
 		m.discard(ctx)
 		return false, err
@@ -280,20 +292,28 @@ func (h *healing) manifests(ctx context.Context) ([]Backup, error) {
 			continue
 		}
 		good, from, err := h.manifest(ctx, b.ID)
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil, err
-		case from == "":
+		}
+		if h.knownManifests[b.ID] = from != ""; from == "" {
 			h.rep.Other = append(h.rep.Other, b.Damaged)
-			h.rep.Bad.Manifests = max(h.rep.Bad.Manifests, len(h.rep.Other))
-		default:
-			h.rep.Bad.Manifests++
-			h.rep.Healed.Manifests++
-			h.rep.Sources[from]++
-			list = append(list, good)
+			continue
+		}
+		h.rep.Sources[from]++
+		list = append(list, good)
+	}
+	h.rep.Bad.Manifests, h.rep.Healed.Manifests = count(h.knownManifests)
+	return list, nil
+}
+
+// count tells how many there are, and how many of them are true.
+func count[K comparable](in map[K]bool) (all, good int) {
+	for _, is := range in {
+		if is {
+			good++
 		}
 	}
-	return list, nil
+	return len(in), good
 }
 
 // walk goes through all tables and sends what chunks to read.
@@ -373,8 +393,6 @@ func (h *healing) readRuns(ctx context.Context, runs <-chan []format.Ref) error 
 	for run := range runs {
 		err := reader.ReadRun(ctx, run, buf, func(i int, err error) {
 			h.log.Warn("chunk is damaged", "pack", pack.Name(run[i].Pack), "err", err)
-			h.mu.Lock()
-			defer h.mu.Unlock()
 			h.bad(h.chunks, run[i], &h.rep.Bad.Chunks)
 		})
 		if err != nil {
@@ -385,11 +403,16 @@ func (h *healing) readRuns(ctx context.Context, runs <-chan []format.Ref) error 
 }
 
 func (h *healing) bad(in map[format.Hash]*badBlob, ref format.Ref, count *int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if k := (blobKey{ref.Hash, ref.Kind}); !h.known[k] {
+		h.known[k] = true
+		*count++
+	}
 	b := in[ref.Hash]
 	if b == nil {
 		b = &badBlob{hash: ref.Hash, length: ref.Length}
 		in[ref.Hash] = b
-		*count++
 	}
 	if !slices.Contains(b.refs, ref) {
 		b.refs = append(b.refs, ref)

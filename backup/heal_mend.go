@@ -44,7 +44,7 @@ func (h *healing) mend(ctx context.Context, m *moving) (nodes int, err error) {
 			return 0, err
 		}
 	}
-	h.rep.Healed.Packs = len(h.packs)
+	h.countPacks()
 	if h.o.DryRun {
 		return nodes, nil
 	}
@@ -57,6 +57,22 @@ func (h *healing) mend(ctx context.Context, m *moving) (nodes int, err error) {
 		}
 	}
 	return nodes, nil
+}
+
+// countPacks counts packs that do not list what tables name. They are left by all that
+// is good: what is not keeps them needed.
+func (h *healing) countPacks() {
+	for id := range h.packs {
+		h.knownPacks[id] = true
+	}
+	for _, b := range h.chunks {
+		for _, ref := range b.refs {
+			if h.packs[ref.Pack] && !b.done {
+				h.knownPacks[ref.Pack] = false
+			}
+		}
+	}
+	h.rep.Bad.Packs, h.rep.Healed.Packs = count(h.knownPacks)
 }
 
 // look finds a blob's bytes and sees to it that tables name them. It returns where

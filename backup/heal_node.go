@@ -34,11 +34,11 @@ func (h *healing) listAll(ctx context.Context) (listing, error) {
 		}
 		var refs []format.Ref
 		head, err := pack.ReadDirectory(ctx, h.r.store, id, func(_ int, ref format.Ref) { refs = append(refs, ref) })
-		if err != nil && !unreadable(err) {
-			return nil, err
+		if unreadable(err) {
+			head, refs, err = h.walkPack(ctx, id, i.Size)
 		}
 		if err != nil {
-			continue
+			return nil, err
 		}
 		for _, ref := range refs {
 			k := blobKey{ref.Hash, ref.Kind}
@@ -47,6 +47,33 @@ func (h *healing) listAll(ctx context.Context) (listing, error) {
 	}
 	h.listing = l
 	return l, nil
+}
+
+// walkPack finds the blobs of a pack whose directory can't be used, from header to
+// header, as far as they are good.
+func (h *healing) walkPack(ctx context.Context, id format.ID, size int64) (head format.PackHeader, refs []format.Ref, err error) {
+	if head, err = pack.ReadHeader(ctx, h.r.store, id); err != nil {
+		if unreadable(err) {
+			err = nil
+		}
+		return head, nil, err
+	}
+	p := make([]byte, format.BlobHeaderSize)
+	for off := int64(format.PackHeaderSize); off+format.BlobHeaderSize < min(size, format.MaxPack) && len(refs) < format.MaxBlobs; {
+		if err := h.r.store.ReadAt(ctx, pack.Name(id), p, off); err != nil && !unreadable(err) {
+			return head, nil, err
+		} else if err != nil {
+			break
+		}
+		ref, err := format.DecodeBlobHeader(p)
+		if err != nil {
+			break
+		}
+		ref.Pack, ref.Offset = id, uint32(off)
+		refs = append(refs, ref)
+		off += format.BlobHeaderSize + int64(ref.Stored)
+	}
+	return head, refs, nil
 }
 
 // remake makes a node again: it cuts what the source holds into chunks, finds where

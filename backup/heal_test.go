@@ -179,10 +179,12 @@ func TestHealFromACopyOfTheRepository(t *testing.T) {
 		t.Fatal(err)
 	}
 	damage(t, m, root)
-	name := backupDir + "/" + list[1].ID
-	m.SetObject(name, m.Object(name)[:100])
+	for _, id := range []string{list[1].ID, list[2].ID} {
+		name := backupDir + "/" + id
+		m.SetObject(name, m.Object(name)[:100])
+	}
 	rep := heal(t, m, HealOptions{Repositories: []*Repository{copied}})
-	if rep.Bad != (HealCount{Chunks: 3, Nodes: 1, Manifests: 1}) || rep.Sources["memory"] != 5 {
+	if rep.Bad != (HealCount{Chunks: 3, Nodes: 1, Manifests: 2}) || rep.Sources["memory"] != 6 {
 		t.Errorf("report: %+v", rep)
 	}
 	wantHealed(t, m, rep, want, bad...)
@@ -284,6 +286,59 @@ func TestHealTellsWhatIsLeft(t *testing.T) {
 	}
 }
 
+// distinctOf is how many distinct chunks a backup has.
+func distinctOf(t *testing.T, r *Repository, b Backup) (n int) {
+	t.Helper()
+	tb, err := r.newTables(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tb.close()
+	for _, v := range b.Volumes {
+		err := tb.volume(b, v, seen{chunk: func(int64, format.Ref) error { n++; return nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return n
+}
+
+// What can't be healed is counted once and told, however often it is looked at
+// because something else was healed.
+func TestHealTellsWhatIsLeftAfterMoreRounds(t *testing.T) {
+	r, m, _, from := sick(t)
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := func(i, volume int) format.Ref {
+		t.Helper()
+		_, root, err := list[i].Volumes[volume].table()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return root
+	}
+	newest := chunkRefs(t, r)[:distinctOf(t, r, list[2])]
+	var ref format.Ref // of a chunk that only the second backup has
+	for off := int64(0); ref.IsZero() && off < list[1].Volumes[0].Size; off += testChunk {
+		if ref, err = r.chunkAt(t.Context(), list[1].Volumes[0], off); err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(newest, ref) {
+			ref = format.Ref{}
+		}
+	}
+	damage(t, m, ref, root(0, 0), root(2, 0)) // nobody has the first two
+	rep := heal(t, m, HealOptions{From: from})
+	if rep.Bad != (HealCount{Chunks: 1, Nodes: 2}) || rep.Healed != (HealCount{Nodes: 1}) || len(rep.Left) != 2 {
+		t.Fatalf("report: %+v", rep)
+	}
+	if rep.Left[0].Backup != list[1].ID || rep.Left[1].Backup != list[0].ID {
+		t.Errorf("left: %+v", rep.Left)
+	}
+}
+
 // A pack that can't be trusted as a whole is left by all that is good in it, and what
 // was in one that is gone comes from the volumes.
 func TestHealOfPacks(t *testing.T) {
@@ -303,7 +358,7 @@ func TestHealOfPacks(t *testing.T) {
 			victim := pack.Name(distinct(t, r, 1)[0].Pack)
 			do(m, victim)
 			rep := heal(t, m, HealOptions{From: from})
-			if rep.Bad.Sum() == 0 || (name == "directory") != (rep.Bad.Chunks == 0) {
+			if rep.Bad.Packs != 1 && name != "gone" || (name == "directory") != (rep.Bad.Chunks == 0) {
 				t.Errorf("report: %+v", rep)
 			}
 			wantHealed(t, m, rep, want)
@@ -442,4 +497,28 @@ func TestHealWithoutALease(t *testing.T) {
 		t.Errorf("%d problems", n)
 	}
 	wantHealed(t, m, heal(t, m, HealOptions{From: from}), want, bad...)
+}
+
+// A node is made again also when the pack of its chunks lists them no more; that takes
+// two rounds.
+func TestHealOfPacksAndNodes(t *testing.T) {
+	r, m, want, from := sick(t)
+	list, err := r.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, root, err := list[2].Volumes[0].table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	victim := pack.Name(distinct(t, r, 1)[0].Pack)
+	damage(t, m, root)
+	p := m.Object(victim)
+	p[len(p)-70] ^= 1
+	m.SetObject(victim, p)
+	rep := heal(t, m, HealOptions{From: from})
+	if rep.Bad != (HealCount{Nodes: 1, Packs: 1}) {
+		t.Errorf("report: %+v", rep)
+	}
+	wantHealed(t, m, rep, want)
 }

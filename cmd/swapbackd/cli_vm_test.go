@@ -156,6 +156,13 @@ func TestBadInput(t *testing.T) {
 		if !bytes.Equal(rig.ReadDevice(t, d.Show("db").Device, 0, len(data)), data) {
 			t.Error("the recovery that could not be done has changed the volume")
 		}
+		// The volume still has what is damaged, and may be in use.
+		d.CLI(1, words("repo heal"), "repo", "check")
+		d.CLI(0, words("put back", d.Show("db").Device), "repo", "heal")
+		d.CLI(0, words("all good"), "backup", "verify", "--all")
+		d.CLI(0, nil, "repo", "prune")
+		d.CLI(0, words("all good"), "repo", "check")
+		d.CLI(0, nil, "backup", "restore", "latest", "--onto", "other", "--yes")
 	})
 }
 
