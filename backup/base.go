@@ -102,7 +102,7 @@ func (c *creation) plan(ctx context.Context, s Source) (plan, error) {
 	case c.o.Full:
 		return full("it was asked for"), nil
 	case ch.Base == "" && ch.Why == "":
-		return full("no backup is known that the changes since are known of"), nil
+		return full("it is not known what changed since an earlier one"), nil
 	case ch.Base == "":
 		return full("%s", ch.Why), nil
 	case c.o.Reuse == ReuseNone:
@@ -142,8 +142,9 @@ func (c *creation) plan(ctx context.Context, s Source) (plan, error) {
 		}
 	}
 	p.base.tree = table.Tree{Shape: shape, Root: root, Read: func(ref format.Ref, dst []byte) error { return c.cache.read(ctx, ref, dst) }}
-	p.base.fetch = func(ref format.Ref) { _ = c.cache.read(ctx, ref, nil) } // who needs it will see the error
-	if v.Size < s.Volume.Size {                                             // grown
+	// Whoever needs the node will see the error.
+	p.base.fetch = func(ref format.Ref) { _ = c.cache.read(ctx, ref, nil) }
+	if v.Size < s.Volume.Size { // grown
 		p.changed = append(clip(p.changed, v.Size), Range{v.Size, s.Volume.Size - v.Size})
 	}
 	p.read = p.changed

@@ -37,7 +37,7 @@ func TestUnprovedBase(t *testing.T) {
 			w.src.Changes = &Changes{Why: "the daemon was killed\x1b[2J\nand\xff " + strings.Repeat("x", 5000)}
 		},
 			"the daemon was killed [2J and  xxx"},
-		"the map says nothing":      {func(w world) { w.src.Changes = &Changes{} }, "no backup is known"},
+		"the map says nothing":      {func(w world) { w.src.Changes = &Changes{} }, "it is not known what changed"},
 		"it was asked for":          {func(w world) { w.o.Full = true }, "asked for"},
 		"no reuse":                  {func(w world) { w.o.Reuse = ReuseNone }, "nothing of earlier backups"},
 		"all reuse verified":        {func(w world) { w.o.Reuse = ReuseVerified }, "read back first"},
