@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/swapback/swapback/dmswap/extmap"
 )
 
 // A member disk:
@@ -15,6 +17,8 @@ import (
 //	4 KiB             4 KiB       label
 //	8 KiB             slot size   metadata slot A
 //	8 KiB + slot size slot size   metadata slot B
+//	behind slot B     see extmap  change map, if there is room for it before the
+//	                              data offset; pools are made so that there is
 //	data offset       extents     extent 0, 1, 2 …; a multiple of the extent
 //	                              size, at least 1 MiB
 //
@@ -176,7 +180,11 @@ func layout(sizes []int64, extentSize int64) (slotSize, dataOffset int64, extent
 		total += s / extentSize
 	}
 	slotSize = min(max(roundUp(total*slotBytesPerExtent, minSlotSize), minSlotSize), maxSlotSize)
-	dataOffset = roundUp(max(slotsOffset+2*slotSize, minDataOffset), extentSize)
+	var most int64
+	for _, s := range sizes {
+		most = max(most, s/extentSize)
+	}
+	dataOffset = roundUp(max(slotsOffset+2*slotSize+extmap.Size(most), minDataOffset), extentSize)
 	extents = make([]int64, len(sizes))
 	for i, s := range sizes {
 		extents[i] = max((s-dataOffset)/extentSize, 0)

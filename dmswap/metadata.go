@@ -23,7 +23,7 @@ import (
 //	{"uuid":…,"name":…,"size":…,"created":…,"position":…,"device_number":…,"attached":…,"read_only":…}
 //	],
 //	"positions":[
-//	{"id":…,"generation":…,"stripe_size":…,"segments":["256@0:12"],"descends_from":…,"quarantine":{…}}
+//	{"id":…,"generation":…,"stripe_size":…,"segments":["256@0:12"],"descends_from":…,"base":{…},"quarantine":{…}}
 //	],
 //	"snapshots":[
 //	{"volume":…,"opened":…,"segments":[…]}
@@ -40,6 +40,9 @@ import (
 // +MEMBER:START for every further stripe. The path of a member is where it was
 // last seen, for people only. A snapshot is the reservation of the extents that
 // an open snapshot keeps old data in; it ends with the process that opened it.
+// Base is what the change map counts from, see extmap: {"backup":…,"size":…,
+// "since":…,"generation":…}, or {"generation":…,"why":…} when it counts from
+// nothing; it is left out until a backup has been made.
 // Missing and epochs are left out while they are empty, see lineage.go. An
 // unknown field is an error: whoever wrote it meant something by it.
 const metadataVersion = 1
@@ -89,6 +92,7 @@ type positionRecord struct {
 	StripeSize   int64       `json:"stripe_size,omitempty"`
 	Segments     []Segment   `json:"segments"`
 	DescendsFrom string      `json:"descends_from,omitempty"`
+	Base         *Base       `json:"base,omitempty"`
 	Quarantine   *Quarantine `json:"quarantine,omitempty"`
 }
 
@@ -310,6 +314,9 @@ func (m *metadata) checkVolumes() error {
 		}
 		if err := m.checkSegments(p.Segments, p.StripeSize); err != nil {
 			return fmt.Errorf("position %s: %w", p.ID, err)
+		}
+		if b := p.Base; b != nil && (b.Generation == 0 || b.Size < 0 || b.Backup != "" && (b.Size < blockSize || b.Why != "") || b.Backup == "" && b.Size != 0) {
+			return fmt.Errorf("position %s: base %q of %d bytes, generation %d", p.ID, b.Backup, b.Size, b.Generation)
 		}
 		positions[p.ID] = p
 	}

@@ -138,6 +138,7 @@ func openPool(ctx context.Context, k kernel, members []openMember, log *slog.Log
 		}
 	}
 	p.placed.Store(&place)
+	p.openMaps()
 	s.unguarded, s.stuck = p.mu.Unguarded, p.stuck
 	if err := p.reconcile(ctx); err != nil {
 		return nil, fmt.Errorf("pool %s: bringing the devices to the committed map: %w", name, err)

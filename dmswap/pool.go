@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/swapback/swapback/dmswap/dm"
+	"github.com/swapback/swapback/dmswap/extmap"
 	"github.com/swapback/swapback/failpoint"
 )
 
@@ -58,7 +59,9 @@ type Pool struct {
 
 	mu      *poolLock
 	store   *store
-	meta    *metadata // committed; replaced, never changed
+	meta    *metadata     // committed; replaced, never changed
+	maps    []*extmap.Map // of the members; nil for one that has no room for it
+	session UUID          // that the maps are kept under; "" until Track
 	devices map[UUID]string
 	busy    map[UUID]string      // volume → operation under way
 	pending map[string][]Segment // extents of operations before their commit, by a name for the operation
@@ -138,6 +141,9 @@ func (p *Pool) volumeInfo(v *volumeRecord) VolumeInfo {
 			ID: pos.ID, Generation: pos.Generation, Stripes: pos.stripes(), StripeSize: pos.StripeSize,
 			DescendsFrom: pos.DescendsFrom,
 		},
+	}
+	if pos.Base != nil {
+		info.Position.Base = *pos.Base
 	}
 	for _, s := range pos.Segments {
 		info.Position.Segments = append(info.Position.Segments, Segment{s.Extents, slices.Clone(s.Stripes)})
@@ -286,12 +292,20 @@ func (p *Pool) SetVolume(ctx context.Context, ref string, set func(*VolumeAttrs)
 func (p *Pool) SetPosition(ctx context.Context, ref string, set func(*PositionAttrs)) error {
 	return p.setRecord(ctx, ref, func(_ *volumeRecord, pos *positionRecord) bool {
 		a := PositionAttrs{DescendsFrom: pos.DescendsFrom}
+		if pos.Base != nil {
+			a.Base = *pos.Base
+		}
+		base := a.Base
 		if pos.Quarantine != nil {
 			q := *pos.Quarantine
 			a.Quarantine = &q
 		}
 		set(&a)
 		pos.DescendsFrom = a.DescendsFrom
+		if a.Base != base {
+			a.Base.Generation = base.Generation + 1
+			pos.Base = &a.Base
+		}
 		pos.Quarantine = nil
 		if a.Quarantine != nil {
 			q := *a.Quarantine
@@ -352,6 +366,11 @@ func (p *Pool) Close() error {
 		return nil
 	}
 	p.state = errf(ErrClosed, "open it again", "pool %s is closed", p.name)
+	for _, m := range p.maps {
+		if m != nil {
+			m.Close()
+		}
+	}
 	for _, d := range p.disks {
 		if d != nil {
 			errs = append(errs, d.Close())

@@ -172,6 +172,9 @@ func (p *Pool) admit(i int, o openMember) error {
 	defer p.mu.Unlock()
 	m := &member{disk: o.disk, device: o.device, path: o.path, label: o.label, newest: -1, labelErr: o.labelErr}
 	err := p.examine(m)
+	if err == nil {
+		err = p.mapReturning(i, o.disk)
+	}
 	if err != nil {
 		closeNew(p, o)
 		return err

@@ -263,6 +263,9 @@ func (r *Restore) Apply(context.Context) error {
 // more than the dump, and is a split when it has.
 func (r *Restore) meta() *metadata {
 	meta := r.dump.meta.clone()
+	// What was written since the dump, and what the maps counted from then, is not
+	// known.
+	meta.forgetBases(fmt.Sprintf("the pool's metadata was restored from a dump of generation %d", meta.Generation), func(*positionRecord) bool { return true })
 	holds := meta.Previous
 	meta.Previous = meta.Generation
 	written := map[int]bool{}

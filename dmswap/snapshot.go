@@ -80,7 +80,7 @@ func (p *Pool) OpenSnapshots(ctx context.Context, refs []string, opt SnapshotOpt
 		return nil, err
 	}
 	failpoint.Hit("snapshot: reserved")
-	list, err := group.open(ctx)
+	list, err := group.open(ctx, opt.Around)
 	if err != nil {
 		err = errors.Join(err, group.tearDown(context.WithoutCancel(ctx)))
 		return nil, fmt.Errorf("snapshot: %w", err)
@@ -138,7 +138,7 @@ func (g *snapshotGroup) reserve(opt SnapshotOptions) error {
 
 // open makes the devices, suspends the volumes together, starts the snapshots
 // and resumes the volumes.
-func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
+func (g *snapshotGroup) open(ctx context.Context, around func(take func() error) error) ([]*Snapshot, error) {
 	p := g.pool
 	list := make([]*Snapshot, len(g.volumes))
 	for i, v := range g.volumes {
@@ -149,22 +149,14 @@ func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
 		list[i] = &Snapshot{pool: p, volume: v, device: device, cowSize: g.cow[i]}
 	}
 	failpoint.Hit("snapshot: built")
-	volumes, snaps := g.refs(""), g.refs(suffixSnap)
-	err := parallel(volumes, func(ref dm.Ref) error { return p.kernel.Suspend(ctx, ref, dm.SuspendOptions{}) })
-	if err != nil {
+	var taken time.Time
+	take := func() (err error) { taken, err = g.take(ctx); return err }
+	if around == nil {
+		around = func(take func() error) error { return take() }
+	}
+	if err := around(take); err != nil {
 		return nil, err
 	}
-	failpoint.Hit("snapshot: suspended")
-	taken := time.Now().UTC()
-	// A snapshot copies from its resume on. The volumes wait until all do.
-	if err := parallel(snaps, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
-		return nil, err
-	}
-	failpoint.Hit("snapshot: taken")
-	if err := parallel(volumes, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
-		return nil, err
-	}
-	failpoint.Hit("snapshot: volumes resumed")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range list {
@@ -172,6 +164,28 @@ func (g *snapshotGroup) open(ctx context.Context) ([]*Snapshot, error) {
 		p.snaps[s.volume.UUID] = s
 	}
 	return list, nil
+}
+
+// take stops all volumes, has their snapshots begin, and lets the volumes go on.
+func (g *snapshotGroup) take(ctx context.Context) (taken time.Time, err error) {
+	p := g.pool
+	volumes, snaps := g.refs(""), g.refs(suffixSnap)
+	err = parallel(volumes, func(ref dm.Ref) error { return p.kernel.Suspend(ctx, ref, dm.SuspendOptions{}) })
+	if err != nil {
+		return taken, err
+	}
+	failpoint.Hit("snapshot: suspended")
+	taken = time.Now().UTC()
+	// A snapshot copies from its resume on. The volumes wait until all do.
+	if err := parallel(snaps, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
+		return taken, err
+	}
+	failpoint.Hit("snapshot: taken")
+	if err := parallel(volumes, func(ref dm.Ref) error { return p.kernel.Resume(ctx, ref) }); err != nil {
+		return taken, err
+	}
+	failpoint.Hit("snapshot: volumes resumed")
+	return taken, nil
 }
 
 // build makes the three hidden devices of a volume and preloads the volume's

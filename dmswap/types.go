@@ -76,6 +76,7 @@ type Position struct {
 	StripeSize   int64  // bytes; 0 when linear
 	Segments     []Segment
 	DescendsFrom string // id of the backup the content was last equal to
+	Base         Base   // zero until a backup has been made
 	Quarantine   *Quarantine
 }
 
@@ -142,7 +143,9 @@ type VolumeAttrs struct {
 // PositionAttrs are what [Pool.SetPosition] can change.
 type PositionAttrs struct {
 	DescendsFrom string
-	Quarantine   *Quarantine
+	// Base has its generation from the pool.
+	Base       Base
+	Quarantine *Quarantine
 }
 
 // SwapPair names two volumes, each by name or UUID, whose positions are to be
@@ -168,6 +171,10 @@ type SnapshotOptions struct {
 	// the free extents. A snapshot that runs full turns invalid; the volume
 	// goes on.
 	COWSize int64
+	// Around, if not nil, is called once when all is ready, with the function that
+	// takes the instant. What it does before and after is within the pause of
+	// whoever it has made wait; an error of it is the snapshot's.
+	Around func(take func() error) error
 }
 
 // SnapshotStatus tells how full a snapshot is.

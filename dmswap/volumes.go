@@ -212,12 +212,7 @@ func (p *Pool) GrowVolume(ctx context.Context, ref string, size int64) (VolumeIn
 	}
 	failpoint.Hit("grow: loaded")
 	p.mu.Lock()
-	delete(p.pending, pos.ID)
-	err = p.commit(func(m *metadata) error {
-		m.volume(v.UUID).Size = size
-		*m.position(pos.ID) = *pos
-		return nil
-	})
+	err = p.commitGrown(&v, pos)
 	info := p.volumeInfo(p.meta.volume(v.UUID))
 	info.Busy = "" // over when the caller sees it
 	p.mu.Unlock()
@@ -230,6 +225,18 @@ func (p *Pool) GrowVolume(ctx context.Context, ref string, size int64) (VolumeIn
 	}
 	failpoint.Hit("grow: resumed")
 	return info, nil
+}
+
+// commitGrown commits what extend has reserved. The caller holds mu.
+func (p *Pool) commitGrown(v *volumeRecord, pos *positionRecord) error {
+	delete(p.pending, pos.ID)
+	return p.commit(func(m *metadata) error {
+		m.volume(v.UUID).Size = v.Size
+		to := m.position(pos.ID)
+		pos.Base = to.Base // it may have been dropped meanwhile
+		*to = *pos
+		return nil
+	})
 }
 
 // extend reserves what a position needs for a new size, until done is called.
