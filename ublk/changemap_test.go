@@ -54,13 +54,16 @@ func TestChangeMapBounds(t *testing.T) {
 	if m.Bytes() != 512 || !m.Changed(512, 1) {
 		t.Errorf("%d bytes marked", m.Bytes())
 	}
-	g := m.Grow(1 << 20)
-	if !g.Changed(512, 512) || g.Changed(1024, 1<<20) || g.BlockSize() != 512 {
-		t.Error("growing changed the marks")
+	if _, err := NewChangeMapIn(nil, 1000, 512); err == nil {
+		t.Error("too little memory was accepted")
 	}
-	g.Mark(1<<20-1, 1)
-	if g.Bytes() != 1024 || m.Bytes() != 512 {
-		t.Errorf("after growing %d and %d bytes", g.Bytes(), m.Bytes())
+	for _, granule := range []uint64{0, 256, 768} {
+		if err := m.SetGuard(nil, granule, 2); err == nil {
+			t.Errorf("granules of %d bytes were accepted", granule)
+		}
+	}
+	if err := m.SetGuard(nil, 512, 1); err == nil {
+		t.Error("granules that don't cover the map were accepted")
 	}
 	if empty := newChangeMap(t, 0, 512); empty.Changed(0, 512) {
 		t.Error("an empty map has a mark")

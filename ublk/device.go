@@ -104,6 +104,13 @@ func (d *Device) wake() {
 	tell(d.changed)
 }
 
+// rouse has one queue take a turn.
+func (d *Device) rouse(q *queue) {
+	d.waking.Lock()
+	defer d.waking.Unlock()
+	q.wake()
+}
+
 // Drain waits, with the gate closed, until no request is in flight at the
 // backend on any queue; it stays so until Release. ErrGateOpen if the gate is
 // open or is opened meanwhile.

@@ -13,7 +13,7 @@ func idleDevice(t *testing.T, queues int) *Device {
 	t.Helper()
 	d := &Device{changed: make(chan struct{}, 1), done: make(chan struct{})}
 	for i := range queues {
-		q, err := newQueue(queueConfig{id: i, depth: 4, gate: &d.gate, changed: d.changed})
+		q, err := newQueue(queueConfig{id: i, depth: 4, gate: &d.gate, changed: d.changed, rouse: d.rouse})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,6 +49,7 @@ type queueConfig struct {
 	// changed is told, without waiting, when a queue of a closed gate has
 	// acknowledged it or has nothing left in flight.
 	changed  chan struct{}
+	rouse    func(*queue) // has the queue take a turn; from any goroutine
 	failures *failures
 	// broke is told, on the queue's thread, of the first error after which some
 	// request would wait for ever.
@@ -75,6 +76,7 @@ type queue struct {
 
 	slots   []slot
 	held    []uint16   // tags kept by the gate, oldest first; capacity depth
+	parked  []uint16   // tags that wait for the change map, oldest first; capacity depth
 	word    uint64     // the gate's word of this turn
 	changes *ChangeMap // as of that word; nil: none
 	live    int        // commands that fetch and that the driver has not aborted
@@ -83,6 +85,9 @@ type queue struct {
 	err     error      // see fail
 	req     Request    // handed to a Handler, used again and again
 	tally   tally
+
+	unparking int         // how many of those parked are to be looked at
+	unpark    atomic.Bool // it is worth looking at them
 
 	// Published at the end of each turn; see gate. The count is
 	// stats.inFlight.
@@ -99,6 +104,7 @@ type slot struct {
 	tries        uint16
 	mode         uint8 // which fallocate mode is being tried
 	manual       bool  // the server has to register the request's pages
+	waited       bool  // for the change map
 
 	piece   uint64 // bytes of one piece, when the request is cut
 	pieces  uint16 // of them at the backend
@@ -120,6 +126,7 @@ func newQueue(c queueConfig) (*queue, error) {
 		maxPiece:    maxPiece(c.backend),
 		slots:       make([]slot, c.depth),
 		held:        make([]uint16, 0, c.depth),
+		parked:      make([]uint16, 0, c.depth),
 		word:        c.gate.word.Load(),
 		changes:     c.gate.changes.Load(),
 		current:     -1,
@@ -256,7 +263,7 @@ func (q *queue) interrupted() bool {
 	if q.batch != nil && q.batch.next < len(q.batch.arrived) || q.answers != nil && q.answers.next < len(q.answers.taken) {
 		return true
 	}
-	return len(q.held) > 0 && (stateOf(q.word) == gateServe || stateOf(q.word) == gateRefuse)
+	return (len(q.held) > 0 || q.unparking > 0) && (stateOf(q.word) == gateServe || stateOf(q.word) == gateRefuse)
 }
 
 // recovered answers the request that a panic interrupted; the others are in
@@ -274,15 +281,23 @@ func (q *queue) recovered() {
 }
 
 func (q *queue) observeGate() {
-	if q.ungated {
-		return
+	if !q.ungated {
+		q.observeWord()
 	}
+	if len(q.parked) > 0 && (stateOf(q.word) == gateServe || stateOf(q.word) == gateRefuse) {
+		q.takeParked()
+	}
+}
+
+func (q *queue) observeWord() {
 	word := q.gate.word.Load()
 	if word == q.word && len(q.held) == 0 {
 		return
 	}
 	if word != q.word {
 		q.word, q.changes = word, q.gate.changes.Load()
+		// There may be another map now, or none that wakes.
+		q.unpark.Store(true)
 	}
 	switch stateOf(word) {
 	case gateServe:

@@ -44,8 +44,8 @@ func (q *queue) issue(tag uint16) {
 			q.answer(tag, -int32(unix.EROFS))
 			return
 		}
-		if q.changes != nil {
-			q.changes.Mark(s.off, s.n)
+		if m := q.changes; m != nil && !m.isMarked(s.off, s.n) && !q.touch(tag) {
+			return
 		}
 	}
 	if (s.op == OpRead || s.op == OpWrite) && (s.n == 0 || s.n > uint64(q.ioBytes)) {
@@ -62,6 +62,54 @@ func (q *queue) issue(tag uint16) {
 		return
 	}
 	q.forward(tag)
+}
+
+// touch has a first write to a block recorded. When that can't be durable at
+// once the request waits, or is answered with an error.
+func (q *queue) touch(tag uint16) bool {
+	s := &q.slots[tag]
+	yes, no := q.changes.touch(s.off, s.n, q)
+	switch {
+	case yes:
+		return true
+	case no != 0:
+		q.answer(tag, -int32(no))
+	default:
+		q.parked = append(q.parked, tag)
+		if !s.waited {
+			s.waited = true
+			q.tally.parked++
+			q.tally.publishRare(&q.stats)
+		}
+		q.current = -1
+	}
+	return false
+}
+
+// Wake implements [Waker]: what waits for the change map may go on.
+func (q *queue) Wake() {
+	q.unpark.Store(true)
+	q.rouse(q)
+}
+
+// takeParked issues what waited for the change map, or has it wait on. Each tag is
+// off the list before it is worked on, so that a panic loses none of the others:
+// the next turn goes on with them.
+func (q *queue) takeParked() {
+	if q.unpark.Swap(false) {
+		q.unparking = len(q.parked)
+	}
+	for q.unparking > 0 {
+		q.unparking--
+		tag := q.parked[0]
+		copy(q.parked, q.parked[1:])
+		q.parked = q.parked[:len(q.parked)-1]
+		if stateOf(q.word) == gateRefuse {
+			q.refuse(tag)
+			continue
+		}
+		q.issue(tag)
+	}
 }
 
 // handle serves a request in this process.

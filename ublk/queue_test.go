@@ -39,7 +39,7 @@ func drive(t *testing.T, b *Backend, depth int) *driven {
 	changed := make(chan struct{}, 1)
 	q, err := newQueue(queueConfig{
 		depth: depth, ioBytes: 64 << 10, charFD: null, path: DataPathCopy, backend: b, gate: &gate{},
-		log: slog.New(slog.DiscardHandler), changed: changed, broke: func(err error) { t.Error(err) },
+		log: slog.New(slog.DiscardHandler), changed: changed, rouse: (*queue).wake, broke: func(err error) { t.Error(err) },
 	})
 	if err != nil {
 		t.Fatal(err)

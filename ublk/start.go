@@ -198,7 +198,7 @@ func (d *Device) startQueues(ctx context.Context) error {
 		}
 		q, err := newQueue(queueConfig{
 			id: i, depth: d.info.Depth, ioBytes: d.info.MaxIOBytes, charFD: fd, path: d.info.Flags.DataPath(), cpus: cpus,
-			backend: d.backend, gate: &d.gate, log: d.log, changed: d.changed,
+			backend: d.backend, gate: &d.gate, log: d.log, changed: d.changed, rouse: d.rouse,
 			failures: failures, broke: d.broke, ungated: d.ungated, unregistrable: d.unregistrable,
 		})
 		if err != nil {

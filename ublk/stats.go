@@ -15,6 +15,7 @@ type Stats struct {
 	Read, Write, Flush, Discard, WriteZeroes OpStats
 
 	Held      uint64 // requests that a closed gate kept, ever
+	Parked    uint64 // writes that waited for the change map's guard, ever
 	Refused   uint64 // requests answered EBUSY by a closed gate, ever
 	Retries   uint64 // backend operations issued again (EAGAIN, short results)
 	Fallbacks uint64 // zero-copy requests whose pages the driver could not register by itself
@@ -28,6 +29,7 @@ type Stats struct {
 type tally struct {
 	ops, bytes, errors [opCount]uint64
 	held, refused      uint64
+	parked             uint64
 	retries, fallbacks uint64
 	touched            uint8 // bit op is set when that operation's counts have changed
 }
@@ -47,6 +49,7 @@ func (t *tally) publish(c *counters) {
 // ordinary.
 func (t *tally) publishRare(c *counters) {
 	c.held.Store(t.held)
+	c.parked.Store(t.parked)
 	c.refused.Store(t.refused)
 	c.retries.Store(t.retries)
 	c.fallbacks.Store(t.fallbacks)
@@ -61,6 +64,7 @@ type counters struct {
 	bytes     [opCount]atomic.Uint64
 	errors    [opCount]atomic.Uint64
 	held      atomic.Uint64
+	parked    atomic.Uint64
 	refused   atomic.Uint64
 	retries   atomic.Uint64
 	fallbacks atomic.Uint64
@@ -77,6 +81,7 @@ func (c *counters) addTo(s *Stats) {
 	c.addOp(OpDiscard, &s.Discard)
 	c.addOp(OpWriteZeroes, &s.WriteZeroes)
 	s.Held += c.held.Load()
+	s.Parked += c.parked.Load()
 	s.Refused += c.refused.Load()
 	s.Retries += c.retries.Load()
 	s.Fallbacks += c.fallbacks.Load()
