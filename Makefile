@@ -92,10 +92,10 @@ fuzz: ## every fuzz target for FUZZTIME (PKG=./backup/... RUN=regexp narrow it d
 SOAK = SOAK_KILLS=$(or $(KILLS),200) SOAK_AGENT_KILLS=$(or $(AGENT_KILLS),50) SOAK_COMMITS=$(or $(COMMITS),100) \
 	SOAK_UPGRADES=$(or $(UPGRADES),50) SOAK_POINTS=$(or $(POINTS),3000) SOAK_ROUNDS=$(or $(ROUNDS),20) \
 	SOAK_CALLS=$(or $(CALLS),10000) SOAK_SWAPS=$(or $(SWAPS),10000) SOAK_VOLUMES=$(or $(VOLUMES),256) \
-	SOAK_CRASH=$(or $(CRASH),all) SOAK_SEED=$(or $(SEED),$(shell date +%s))
+	SOAK_CHAIN=$(or $(CHAIN),50) SOAK_CRASH=$(or $(CRASH),all) SOAK_SEED=$(or $(SEED),$(shell date +%s))
 
 .PHONY: soak
-soak: build harness ## hours: soak/ in its long form, then fuzzing (KILLS, AGENT_KILLS, COMMITS, UPGRADES, POINTS, ROUNDS, CALLS, SWAPS, VOLUMES, CRASH, SEED, FUZZTIME; PKG=./soak/storm)
+soak: build harness ## hours: soak/ in its long form, then fuzzing (KILLS, AGENT_KILLS, COMMITS, UPGRADES, POINTS, ROUNDS, CALLS, SWAPS, VOLUMES, CHAIN, CRASH, SEED, FUZZTIME; PKG=./soak/storm)
 	@VM_ENV="$$VM_ENV $(SOAK)" PKG=$${PKG:-./soak/...} V=1 TEST_TIMEOUT=$${TEST_TIMEOUT:-8h} VM_TIMEOUT=$${VM_TIMEOUT:-24h} \
 		CPUS=$${CPUS:-4} $(HARNESS)/testrun
 ifeq ($(PKG),)

@@ -146,12 +146,16 @@ type Quarantine struct {
 	Backup   string    `json:"backup,omitempty" maxLength:"128" pattern:"^\\P{C}*$" patternDescription:"text without control characters" doc:"backup that took the data's place"`
 }
 
-// Changed tells how much of a position was written, in whole blocks. The daemon
-// keeps count from the moment at which it first served the position.
+// Changed tells how much of a position was written, in whole blocks: since the
+// backup that its change map counts from, or, without one, since the daemon first
+// served the position.
 type Changed struct {
 	Since     time.Time `json:"since"`
 	Bytes     int64     `json:"bytes"`
 	BlockSize int64     `json:"block_size"`
+	Base      string    `json:"base,omitempty" doc:"id of the backup that the change map counts from"`
+	Why       string    `json:"why,omitempty" doc:"why it counts from none: the next backup is full"`
+	Durable   bool      `json:"durable" doc:"whether the change map outlives the daemon and the machine"`
 }
 
 // IOStats counts the requests that a volume's block device answered.
@@ -229,6 +233,7 @@ type QuarantineRequest struct {
 type DescendsRequest struct {
 	Backup     string `json:"backup" minLength:"1" maxLength:"128" pattern:"^\\P{C}*$" patternDescription:"text without control characters"`
 	Generation uint64 `json:"generation,omitempty" doc:"expected generation of the position; 0 for any"`
+	Cut        string `json:"cut,omitempty" maxLength:"64" doc:"of the snapshot that the backup was read from: the change map counts from the backup then"`
 }
 
 // Busy policies of a swap.
@@ -308,9 +313,23 @@ type Snapshot struct {
 
 // SnapshotVolume is one volume in a snapshot.
 type SnapshotVolume struct {
-	Volume  Volume `json:"volume" doc:"the volume as it was at the instant"`
-	Device  string `json:"device" doc:"read-only block device with the content of the instant"`
-	COWSize int64  `json:"cow_size" doc:"bytes of old data that the snapshot has room for"`
+	Volume  Volume  `json:"volume" doc:"the volume as it was at the instant"`
+	Device  string  `json:"device" doc:"read-only block device with the content of the instant"`
+	COWSize int64   `json:"cow_size" doc:"bytes of old data that the snapshot has room for"`
+	Changes Changes `json:"changes" doc:"what has changed since the last backup"`
+}
+
+// Changes are what of a volume has changed between a backup and the instant of a
+// snapshot.
+type Changes struct {
+	Base string `json:"base,omitempty" doc:"id of the backup; empty when everything may have changed"`
+	Why  string `json:"why,omitempty" doc:"why there is no base"`
+	Cut  string `json:"cut,omitempty" doc:"name it when the backup of this snapshot is recorded, and the next changes are those since it"`
+	// BlockSize is the unit of the bitmap in bytes, a power of two.
+	BlockSize int64 `json:"block_size,omitempty"`
+	// Bitmap has a bit for each block, from the lowest bit of the first byte on,
+	// compressed with zstd. Ranges reads it.
+	Bitmap []byte `json:"bitmap,omitempty" doc:"a bit for each block that has changed, the lowest bit of the first byte first; zstd"`
 }
 
 // Holder is somebody who uses a block device.

@@ -92,7 +92,13 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 		return backup.Backup{}, fmt.Errorf("back up %s: %w", list(volumes), err)
 	}
 	for _, s := range snap.Volumes {
-		_, err := o.Service.SetDescendsFrom(after, s.Volume.UUID, api.DescendsRequest{Backup: b.ID, Generation: s.Volume.Position.Generation})
+		// With its cut: from now on the daemon counts what changes from this backup.
+		err := retryBusy(after, func() error {
+			_, err := o.Service.SetDescendsFrom(after, s.Volume.UUID, api.DescendsRequest{
+				Backup: b.ID, Generation: s.Volume.Position.Generation, Cut: s.Changes.Cut,
+			})
+			return err
+		})
 		switch {
 		case err == nil:
 		case api.CodeOf(err) == api.CodeGeneration:
@@ -163,10 +169,30 @@ func endSnapshot(ctx context.Context, svc api.Service, volumes []api.Volume, end
 func sources(snap api.Snapshot) []backup.Source {
 	list := make([]backup.Source, len(snap.Volumes))
 	for i, s := range snap.Volumes {
-		list[i] = backup.Source{Path: s.Device, Volume: backup.VolumeRef{
+		list[i] = backup.Source{Path: s.Device, Changes: changesOf(s), Volume: backup.VolumeRef{
 			Pool: s.Volume.Pool, Name: s.Volume.Name, UUID: s.Volume.UUID, Size: s.Volume.Size,
 			Generation: s.Volume.Position.Generation, PositionID: s.Volume.Position.ID,
 		}}
 	}
 	return list
+}
+
+// changesOf says what of a volume may differ from an earlier backup; nil when the
+// daemon keeps no change maps.
+func changesOf(s api.SnapshotVolume) *backup.Changes {
+	if s.Changes.Cut == "" {
+		return nil
+	}
+	if s.Changes.Base == "" {
+		return &backup.Changes{Why: s.Changes.Why}
+	}
+	ranges, err := s.Changes.Ranges(s.Volume.Size)
+	if err != nil {
+		return &backup.Changes{Why: fmt.Sprintf("what the daemon says of its changes can't be used: %v", err)}
+	}
+	c := &backup.Changes{Base: s.Changes.Base}
+	for _, r := range ranges {
+		c.Ranges = append(c.Ranges, backup.Range(r))
+	}
+	return c
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/failpoint"
 	"github.com/swapback/swapback/ublk"
+	"github.com/swapback/swapback/volume/changes"
 )
 
 // Options configure a [Controller]. The zero value of a field means its default.
@@ -101,11 +102,13 @@ type Controller struct {
 	mu      sync.Mutex
 	pools   map[string]*dmswap.Pool // by pool UUID
 	failed  []api.FailedPool
-	exports map[string]*export   // by volume UUID
-	claims  map[string]string    // volume UUID → operation under way
-	changes map[string]changes   // position ID → what was written to it
-	revived map[string]time.Time // volume UUID → when it was last served anew; see watch
-	helpers []int                // processes of swaps under way
+	exports map[string]*export      // by volume UUID
+	claims  map[string]string       // volume UUID → operation under way
+	changes map[string]*changes.Map // by position ID, of those that were served
+	// untracked says of pools, by UUID, why no position with a base may be written to.
+	untracked map[string]error
+	revived   map[string]time.Time // volume UUID → when it was last served anew; see watch
+	helpers   []int                // processes of swaps under way
 }
 
 var _ api.Service = (*Controller)(nil)
@@ -124,7 +127,7 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 		pools:   map[string]*dmswap.Pool{},
 		exports: map[string]*export{},
 		claims:  map[string]string{},
-		changes: map[string]changes{},
+		changes: map[string]*changes.Map{}, untracked: map[string]error{},
 		revived: map[string]time.Time{},
 	}
 	c.closing, c.close = context.WithCancel(context.Background())
@@ -231,6 +234,7 @@ func (c *Controller) openPool(ctx context.Context, f dmswap.FoundPool) error {
 		return err
 	}
 	info := pool.Info()
+	c.track(pool)
 	c.mu.Lock()
 	c.pools[info.UUID] = pool
 	c.mu.Unlock()

@@ -22,11 +22,8 @@ func (c *Controller) describe(t target) api.Volume {
 	c.mu.Lock()
 	e, operation := c.exports[t.uuid()], c.claims[t.uuid()]
 	readOnly := e != nil && e.readOnly
-	changed, tracked := c.changes[t.info.Position.ID]
 	c.mu.Unlock()
-	if tracked {
-		v.Changed = &api.Changed{Since: changed.since, Bytes: int64(changed.blocks.Bytes()), BlockSize: changeBlock}
-	}
+	v.Changed = c.describeChanges(t.info.Position.ID)
 	v.ReadOnly = v.ReadOnly || readOnly || v.Position.Quarantine != nil
 	switch {
 	case e == nil:

@@ -146,7 +146,7 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	}
 	opt := ublk.Options{
 		ID: wanted, Queues: c.opt.Queues, Depth: c.opt.Depth,
-		DataPath: c.opt.DataPath, ChangeMap: changed, Failed: c.failureLog(t).heard,
+		DataPath: c.opt.DataPath, ChangeMap: changed.Blocks(), Failed: c.failureLog(t).heard,
 		ReadOnly: readOnly, Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
 		// What looks like a partition table in failed data is nobody's to use, and
 		// a volume that was never served has none.

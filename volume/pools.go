@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
@@ -42,6 +43,7 @@ func (c *Controller) CreatePool(ctx context.Context, req api.CreatePoolRequest) 
 		return api.Pool{}, fromPool(fmt.Sprintf("pool %s not created", req.Name), err)
 	}
 	failpoint.Hit("pool create: opened")
+	c.track(p)
 	c.mu.Lock()
 	c.pools[p.Info().UUID] = p
 	c.mu.Unlock()
@@ -92,7 +94,10 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 	delete(c.pools, uuid)
 	c.mu.Unlock()
 	for _, t := range targets {
-		c.forgetChanges(t.info.Position.ID)
+		c.forgetChanges(t)
+	}
+	if err := os.RemoveAll(c.changesPath(uuid)); err != nil {
+		c.log.Warn("change maps of a pool that is gone not removed", "err", err)
 	}
 	c.unlinkMapper()
 	c.log.Info("pool deleted", "pool", name)

@@ -8,6 +8,7 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/failpoint"
+	"github.com/swapback/swapback/volume/changes"
 )
 
 // Quarantine implements [api.Service]. The device turns read-only before the
@@ -104,11 +105,45 @@ func (c *Controller) SetDescendsFrom(ctx context.Context, ref string, req api.De
 	if err := checkGeneration(t.String(), t.info, req.Generation); err != nil {
 		return api.Volume{}, err
 	}
-	err = t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.DescendsFrom = req.Backup })
-	if err != nil {
+	if err := c.recordBackup(ctx, t, req); err != nil {
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s", t), err)
 	}
 	return c.refreshed(t)
+}
+
+// recordBackup records a backup with a position, in the metadata and, when it is
+// the one of the last cut of the change map, there.
+func (c *Controller) recordBackup(ctx context.Context, t target, req api.DescendsRequest) error {
+	m := c.mapOf(t.info.Position.ID)
+	if m != nil && req.Cut != "" {
+		done, err := m.Confirm(req.Cut, req.Backup, func(base dmswap.Base) (dmswap.Base, error) {
+			return c.recordBase(ctx, t, m, base)
+		})
+		if done || err != nil {
+			return err
+		}
+	}
+	if req.Cut != "" {
+		// The daemon has begun anew, or there was another backup, or a grow. What
+		// the map counts from still holds.
+		c.log.Info("change map does not count from this backup: its cut is not known any more", "volume", t.String(), "backup", req.Backup)
+	}
+	return t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) { a.DescendsFrom = req.Backup })
+}
+
+func (c *Controller) recordBase(ctx context.Context, t target, m *changes.Map, base dmswap.Base) (dmswap.Base, error) {
+	durable := m.Info().Durable
+	err := t.pool.SetPosition(ctx, t.uuid(), func(a *dmswap.PositionAttrs) {
+		a.DescendsFrom = base.Backup
+		if durable {
+			a.Base = base
+		}
+	})
+	if err != nil || !durable {
+		return base, err
+	}
+	now, err := t.pool.Volume(t.uuid())
+	return now.Position.Base, err
 }
 
 // checkGeneration refuses when the content is not the one the caller saw; a

@@ -10,6 +10,8 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/failpoint"
+	"github.com/swapback/swapback/ublk"
+	"github.com/swapback/swapback/volume/changes"
 )
 
 // OpenSnapshot implements [api.Service]. All volumes are suspended at once, so
@@ -32,14 +34,34 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 		}
 		uuids, names = append(uuids, t.uuid()), append(names, t.String())
 	}
-	open, err := targets[0].pool.OpenSnapshots(ctx, uuids, dmswap.SnapshotOptions{COWSize: req.COWSize})
+	instant, err := c.instantOf(targets)
 	if err != nil {
+		return api.Snapshot{}, nil, err
+	}
+	open, err := targets[0].pool.OpenSnapshots(ctx, uuids, dmswap.SnapshotOptions{
+		COWSize: req.COWSize, Around: func(take func() error) error { return instant.take(ctx, take) },
+	})
+	if err != nil {
+		instant.void()
+		if instant.held {
+			return api.Snapshot{}, nil, instant.calledOff()
+		}
 		return api.Snapshot{}, nil, fromPool("snapshot of "+strings.Join(names, ", "), err)
 	}
 	failpoint.Hit("snapshot: open")
 	snap := api.Snapshot{Time: time.Now().UTC()}
 	for i, t := range targets {
-		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: c.describe(t), Device: open[i].Device(), COWSize: open[i].COWSize()})
+		s := api.SnapshotVolume{Volume: c.describe(t), Device: open[i].Device(), COWSize: open[i].COWSize()}
+		base, blocks := instant.maps[i].Frozen()
+		s.Changes, err = api.NewChanges(t.info.Size, changes.Block, blocks)
+		if err != nil {
+			for _, s := range open {
+				err = errors.Join(err, s.Close(context.WithoutCancel(ctx)))
+			}
+			return api.Snapshot{}, nil, fmt.Errorf("snapshot of %s: %w", strings.Join(names, ", "), err)
+		}
+		s.Changes.Base, s.Changes.Why, s.Changes.Cut = base.Backup, base.Why, instant.tokens[i]
+		snap.Volumes = append(snap.Volumes, s)
 	}
 	c.log.Info("snapshot opened", "volumes", names)
 	end := func(ctx context.Context) error {
@@ -52,6 +74,69 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 		return errors.Join(errs...)
 	}
 	return snap, end, nil
+}
+
+// instant is the moment of a snapshot: no write is in flight, and the change maps
+// of all volumes are cut.
+type instant struct {
+	c       *Controller
+	devices []*ublk.Device // of the volumes that have one
+	maps    []*changes.Map // of all
+	tokens  []string       // of the cuts, once they are made
+	held    bool           // it failed because requests stayed in flight
+}
+
+func (c *Controller) instantOf(targets []target) (*instant, error) {
+	i := &instant{c: c}
+	for _, t := range targets {
+		m, err := c.changesOf(t)
+		if err != nil {
+			return nil, err
+		}
+		i.maps = append(i.maps, m)
+		if e := c.export(t); e != nil && e.dev != nil {
+			i.devices = append(i.devices, e.dev)
+		}
+	}
+	return i, nil
+}
+
+// take takes the snapshot behind closed gates. A write that was marked before the
+// cut and reached the disks after the snapshot would be in neither map.
+func (i *instant) take(ctx context.Context, take func() error) error {
+	ublk.HoldAll(i.devices...)
+	defer ublk.ReleaseAll(i.devices...)
+	failpoint.Hit("snapshot: holding")
+	limit, cancel := context.WithTimeoutCause(ctx, i.c.opt.HoldFor, errHoldOver)
+	defer cancel()
+	for _, d := range i.devices {
+		if err := d.Drain(limit); err != nil {
+			i.held = errors.Is(context.Cause(limit), errHoldOver)
+			return fmt.Errorf("draining %s: %w", d.Path(), err)
+		}
+	}
+	failpoint.Hit("snapshot: drained")
+	now := time.Now().UTC()
+	for _, m := range i.maps {
+		i.tokens = append(i.tokens, m.Cut(now))
+	}
+	failpoint.Hit("snapshot: change maps cut")
+	return take()
+}
+
+// void has cuts without a snapshot never be confirmed.
+func (i *instant) void() {
+	for k, token := range i.tokens {
+		i.maps[k].Void(token)
+	}
+}
+
+func (i *instant) calledOff() error {
+	return &api.Error{
+		Code:    api.CodeBusy,
+		Message: fmt.Sprintf("snapshot called off: requests were still in flight after %v; nothing has changed and I/O goes on", i.c.opt.HoldFor),
+		Remedy:  "try again when there is less I/O",
+	}
 }
 
 // snapshotFull tells whether the open snapshot of a volume can't be read any more.

@@ -100,7 +100,7 @@ func (c *Controller) DeleteVolume(ctx context.Context, ref string, force bool) e
 		return errors.Join(fromPool(fmt.Sprintf("volume %s not deleted", t), err), c.serveBack(ctx, t))
 	}
 	failpoint.Hit("delete: out of the pool")
-	c.forgetChanges(t.info.Position.ID)
+	c.forgetChanges(t)
 	c.unlinkMapper()
 	c.log.Info("volume deleted", "volume", t.String())
 	return nil

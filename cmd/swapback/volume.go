@@ -232,6 +232,7 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	}
 	if v.Changed != nil {
 		f.add("Changed", "%s since %s, in blocks of %s", formatSize(v.Changed.Bytes), a.time(v.Changed.Since), formatSize(v.Changed.BlockSize))
+		f.add("Change map", "%s", changeMapText(v.Changed))
 	}
 	if v.IO != nil {
 		f.add("Read", "%s in %d requests", formatSize(int64(v.IO.ReadBytes)), v.IO.Reads)
@@ -240,6 +241,19 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 		f.add("Errors", "%d, held %d, refused %d", v.IO.Errors, v.IO.Held, v.IO.Refused)
 	}
 	f.write(w)
+}
+
+// changeMapText says what the next backup can be made against, and what that
+// outlives.
+func changeMapText(c *api.Changed) string {
+	text := "counts from backup " + c.Base
+	if c.Base == "" {
+		text = "counts from no backup: " + c.Why
+	}
+	if !c.Durable {
+		text += "; ends with the daemon"
+	}
+	return text
 }
 
 // segmentText names the extents of a segment: "disk 0: 12-43, disk 1: 12-43".

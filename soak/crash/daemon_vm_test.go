@@ -5,6 +5,7 @@ package crash
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -188,6 +189,36 @@ func volumeScenarios(t *testing.T) []*scenario {
 			finish: func(b *bench) { b.must(release(b)) },
 		},
 		snapshotScenario(t),
+		recordScenario(t),
+	}
+}
+
+// recordScenario records the backup of an instant, from which changes are counted
+// then.
+func recordScenario(t *testing.T) *scenario {
+	record := func(b *bench, req api.DescendsRequest) error {
+		_, err := b.Client.SetDescendsFrom(t.Context(), "a", req)
+		return err
+	}
+	return &scenario{
+		name:    "record",
+		prepare: func(b *bench) { b.must(record(b, api.DescendsRequest{Backup: "b-0"})) },
+		run: func(b *bench) error {
+			snap, end, err := b.Client.OpenSnapshot(t.Context(), api.SnapshotRequest{Volumes: []string{"a"}})
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(end(t.Context()), b.waitNoSnapshot("a")); err != nil {
+				return err
+			}
+			err = record(b, api.DescendsRequest{Backup: "b-1", Cut: snap.Volumes[0].Changes.Cut})
+			if changed := b.Show("a").Changed; err == nil && (changed == nil || changed.Base != "b-1" || changed.Bytes != 0) {
+				t.Errorf("after the backup was recorded: %+v", changed)
+			}
+			return err
+		},
+		after: func(w world) world { return w.with("a", func(v *volume) { v.Descends = "b-1" }) },
+		undo:  func(*bench) {},
 	}
 }
 

@@ -37,6 +37,8 @@ type Service struct {
 	next      int
 	free      int64 // extents
 	snapshots int
+	bases     map[string]*image // by position
+	cuts      []image           // of snapshots, by number
 
 	// Before is called before a method does its work, After when it has done
 	// it; an error is the method's answer in place of its own.
@@ -58,7 +60,7 @@ type Service struct {
 
 // New makes a pool with free extents; positions lie in dir.
 func New(dir string, extents int64) *Service {
-	return &Service{dir: dir, free: extents, Held: map[string][]api.Holder{}}
+	return &Service{dir: dir, free: extents, Held: map[string][]api.Holder{}, bases: map[string]*image{}}
 }
 
 func (s *Service) before(method, volume string) error {
@@ -282,6 +284,7 @@ func (s *Service) SetDescendsFrom(_ context.Context, ref string, req api.Descend
 		return api.Volume{}, err
 	}
 	v.Position.DescendsFrom = req.Backup
+	s.confirm(v, req.Cut, req.Backup)
 	return *v, nil
 }
 
@@ -389,7 +392,11 @@ func (s *Service) OpenSnapshot(_ context.Context, req api.SnapshotRequest) (api.
 			device += ".unreadable"
 		}
 		opened = append(opened, v)
-		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: *v, Device: device, COWSize: cmp.Or(req.COWSize, v.Size)})
+		changes, err := s.cut(v)
+		if err != nil {
+			return snap, nil, err
+		}
+		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: *v, Device: device, COWSize: cmp.Or(req.COWSize, v.Size), Changes: changes})
 		v.SnapshotFull = slices.Contains(s.Full, v.Name)
 	}
 	s.snapshots++
