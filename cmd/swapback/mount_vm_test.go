@@ -38,7 +38,7 @@ type mountRig struct {
 const (
 	mountChunk  = 256 << 10
 	mountVolume = 64 << 20
-	mountFilled = 6 << 20 // what fio has written
+	mountFilled = 4 << 20 // what fio has written
 )
 
 func newMountRig(t *testing.T) *mountRig {
@@ -247,7 +247,7 @@ func mountFilesystems(t *testing.T, m *mountRig) {
 // fio finds what it wrote, at random and deep in flight, also when next to nothing
 // fits into the cache.
 func mountFio(t *testing.T, m *mountRig) {
-	for _, cache := range []string{"128M", "3M"} {
+	for _, cache := range []string{"128M", "2M"} {
 		p := m.mount(t, "latest", "fio", "--cache", cache)
 		rig.Tool(t, "fio", append(fioVerify(p.device), "--rw=randread", "--direct=1", "--iodepth=32", "--readonly")...)
 		if r := p.interrupt(); r.Stats.Chunks < mountFilled/mountChunk {
@@ -375,7 +375,7 @@ func mountCost(t *testing.T, m *mountRig) {
 	rig.Tool(t, "dd", "if="+p.device, "of=/dev/null", "bs=1M", "iflag=direct", "status=none")
 	direct := time.Since(begin)
 	p.interrupt()
-	t.Logf("first block of 64 MiB after %v; 6 MiB: restore %v, buffered read %v (%.2f of it), direct %v (%.2f)",
+	t.Logf("first block of 64 MiB after %v; 4 MiB: restore %v, buffered read %v (%.2f of it), direct %v (%.2f)",
 		first, restored, buffered, buffered.Seconds()/restored.Seconds(), direct, direct.Seconds()/restored.Seconds())
 }
 
