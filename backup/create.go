@@ -305,7 +305,11 @@ func (c *creation) left(i int) (n int64) {
 // volumes stores all sources.
 func (c *creation) volumes(ctx context.Context, sources []Source, files []origin) ([]BackupVolume, error) {
 	c.missed = nil
-	c.progress = track(PhaseBackup, c.left(0), -1, c.o.Progress)
+	phase := PhaseBackup
+	if c.o.copiedFrom != nil {
+		phase = PhaseCopy
+	}
+	c.progress = track(phase, c.left(0), -1, c.o.Progress)
 	defer c.progress.finish()
 	volumes := make([]BackupVolume, len(sources))
 	for i := range sources {

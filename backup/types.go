@@ -167,7 +167,7 @@ type CreateOptions struct {
 	Progress func(Progress)
 	Logger   *slog.Logger
 
-	copiedFrom *CopyOf
+	copiedFrom *CopyOf // of a copy
 }
 
 // RestoreOptions says what to restore where.
@@ -317,6 +317,7 @@ const (
 	PhaseBackup  = "backup"
 	PhaseRestore = "restore"
 	PhaseVerify  = "verify"
+	PhaseCopy    = "copy"
 )
 
 // Progress is how far an operation has come. Counts are bytes.

@@ -44,7 +44,13 @@ func TestCopy(t *testing.T) {
 		t.Errorf("without the secret: exit code %d, %s", code, errOut)
 	}
 
-	r := result[copyResult](t, c.must(t, "backup", "copy", "--tag", "release", "--volume", "tank/log", "--to", to, "--to-passphrase-file", secret, "--json"))
+	stream := c.must(t, "backup", "copy", "--tag", "release", "--volume", "tank/log", "--to", to, "--to-passphrase-file", secret, "--json")
+	r := result[copyResult](t, stream)
+	for _, want := range []string{`"type":"progress","phase":"copy"`, `"type":"copied","backup":"` + first.ID} {
+		if !strings.Contains(stream, want) {
+			t.Errorf("the stream lacks %s:\n%s", want, stream)
+		}
+	}
 	if len(r.Copied) != 1 || r.Copied[0].CopiedFrom.Backup != first.ID || len(r.Skipped) != 0 {
 		t.Errorf("by tag: %+v", r)
 	}

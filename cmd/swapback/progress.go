@@ -98,7 +98,7 @@ func progressLine(b backup.Progress) string {
 		parts = append(parts, formatLeft(b.Remaining)+" left")
 	}
 	line := strings.Join(parts, "  ")
-	if b.Phase == backup.PhaseBackup && b.Done > 0 {
+	if (b.Phase == backup.PhaseBackup || b.Phase == backup.PhaseCopy) && b.Done > 0 {
 		line += fmt.Sprintf("; %s changed, %s deduplicated, %s stored", formatSize(b.Changed), formatSize(b.Reused), formatSize(b.Stored))
 	}
 	return line
