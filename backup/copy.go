@@ -303,6 +303,15 @@ func (v *volumeReader) pieces(off, n int64) (list []piece, err error) {
 	return list, nil
 }
 
+// zero tells whether the table has nothing but zeroes there.
+func (v *volumeReader) zero(off, n int64) (bool, error) {
+	list, err := v.pieces(off, n)
+	if err != nil {
+		return false, v.failed(err)
+	}
+	return !slices.ContainsFunc(list, func(p piece) bool { return !p.ref.IsZero() }), nil
+}
+
 // ReadAt fills p, which lies within the volume.
 func (v *volumeReader) ReadAt(p []byte, off int64) (int, error) {
 	list, err := v.pieces(off, int64(len(p)))
@@ -362,7 +371,9 @@ func (v *volumeReader) failed(err error) error {
 	if !unreadable(err) {
 		return err
 	}
-	return &Error{Kind: ErrDamaged, Op: "read " + v.name, Err: err, Remedy: healRemedy}
+	// Its text only: to whoever writes the copy a node that can't be read is one of
+	// the copy's base.
+	return &Error{Kind: ErrDamaged, Op: "read " + v.name, Detail: err.Error(), Remedy: healRemedy}
 }
 
 func (v *volumeReader) reader() (*chunkReader, error) {

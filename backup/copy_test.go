@@ -125,6 +125,34 @@ func TestCopyOfNamedImages(t *testing.T) {
 	fullCheck(t, tm, copiesOf(t, to, want))
 }
 
+// A large volume of which little is there is not read as zeroes: they are known.
+func TestCopyOfASparseVolume(t *testing.T) {
+	from, _ := memRepo(t)
+	to, tm := other(t, 4*testChunk, 5)
+	content := make([]byte, 200*testChunk+5)
+	copy(content[70*testChunk+9:], image(3, 2))
+	content[70*testChunk+9] = 1
+	b := create(t, from, CreateOptions{}, source(t, "a", content))
+	vr, err := from.newVolumeReader(t.Context(), b, b.Volumes[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vr.free()
+	for _, r := range []struct {
+		off, n int64
+		zero   bool
+	}{{0, 70 * testChunk, true}, {0, 70*testChunk + 1, false}, {70*testChunk + 8, 1, false}, {100 * testChunk, 100*testChunk + 5, true}, {200 * testChunk, 5, true}} {
+		if zero, err := vr.zero(r.off, r.n); err != nil || zero != r.zero {
+			t.Errorf("%+v: %v, %v", r, zero, err)
+		}
+	}
+	rep := copyTo(t, from, to)
+	if v := rep.Copied[0].Volumes[0]; v.DataBytes > 8*testChunk || v.DataBytes+v.ZeroBytes != int64(len(content)) {
+		t.Errorf("%+v", v)
+	}
+	fullCheck(t, tm, copiesOf(t, to, images{b.ID: {"a": content}}))
+}
+
 func TestCopyRefuses(t *testing.T) {
 	from, m := memRepo(t)
 	b := create(t, from, CreateOptions{}, source(t, "a", image(1, 20)))
@@ -299,5 +327,25 @@ func TestCopyOverADamagedBase(t *testing.T) {
 	fullCheck(t, tm, copiesOf(t, to, want))
 	if rep := copyTo(t, from, to); len(rep.Copied) != 1 {
 		t.Errorf("the deleted one: %+v", rep)
+	}
+}
+
+// A table that is damaged ends a copying, as a chunk does.
+func TestCopyOfADamagedTable(t *testing.T) {
+	from, m := memRepo(t)
+	b := create(t, from, CreateOptions{}, source(t, "a", image(1, 20)))
+	_, root, err := b.Volumes[0].table()
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, m, root)
+	to, tm := other(t, testChunk, 5)
+	_, err = from.CopyTo(t.Context(), to, CopyOptions{})
+	wantErr(t, "damaged", err, ErrDamaged, "repo heal")
+	if list, err := to.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("%d backups, %v", len(list), err)
+	}
+	if c := check(t, tm); len(c.Problems) != 0 {
+		t.Errorf("check: %+v", c)
 	}
 }

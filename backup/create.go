@@ -163,6 +163,19 @@ type origin interface {
 	Close() error
 }
 
+// sparse is an origin that knows where it is zero.
+type sparse interface {
+	// zero tells whether the n bytes at off are known to be zero.
+	zero(off, n int64) (bool, error)
+}
+
+func knownZero(f origin, off, n int64) (bool, error) {
+	if s, is := f.(sparse); is {
+		return s.zero(off, n)
+	}
+	return false, nil
+}
+
 // openSources opens all sources and fills in their sizes.
 func openSources(op string, sources []Source) (files []origin, err error) {
 	for i := range sources {
@@ -314,7 +327,7 @@ func (c *creation) volumes(ctx context.Context, sources []Source, files []origin
 	volumes := make([]BackupVolume, len(sources))
 	for i := range sources {
 		err := c.attempt(ctx, sources[i], &volumes[i], files[i], i)
-		if why := notProved(err); why != nil {
+		if why := notProved(err); why != nil && c.plans[i].base != nil {
 			// All of this source is read after all.
 			c.plans[i] = fullPlan(sources[i].Volume, fmt.Sprintf("backup %s, which it was to be made against, is damaged: %v", c.plans[i].base.id, why))
 			c.progress.total.Store(c.progress.done.Load() + c.left(i))

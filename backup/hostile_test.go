@@ -15,6 +15,7 @@ import (
 
 	"github.com/swapback/swapback/backup/internal/format"
 	"github.com/swapback/swapback/backup/internal/pack"
+	"github.com/swapback/swapback/backup/internal/store/storetest"
 	"github.com/swapback/swapback/soak/heap"
 )
 
@@ -243,6 +244,12 @@ func (h *hostile) use(ctx context.Context) string {
 	}
 	_, err = r.Stats(ctx)
 	say("stats", err)
+	if to, terr := initStore(ctx, storetest.NewMem(), InitOptions{ChunkSize: testChunk}); terr != nil {
+		say("another repository", terr)
+	} else {
+		_, err = r.CopyTo(ctx, to, CopyOptions{Parallel: 2})
+		say("copy", err)
+	}
 	healed, err := r.Heal(ctx, HealOptions{Parallel: 2, From: []string{h.target}, Scan: true})
 	say("heal", err)
 	for _, d := range healed.Left {

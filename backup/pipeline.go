@@ -173,17 +173,21 @@ func (w *worker) close() {
 }
 
 func (w *worker) process(ctx context.Context, f origin, b *batch) error {
-	if err := w.c.pace.Wait(ctx, len(b.plain)); err != nil {
-		return err
+	zero, err := knownZero(f, b.off, int64(len(b.plain)))
+	if err == nil && !zero {
+		if err := w.c.pace.Wait(ctx, len(b.plain)); err != nil {
+			return err
+		}
+		_, err = f.ReadAt(b.plain, b.off)
 	}
-	if _, err := f.ReadAt(b.plain, b.off); err != nil {
+	if err != nil {
 		return wrapSource(fmt.Sprintf("read %d bytes at %d", len(b.plain), b.off), f.Path(), err)
 	}
 	b.chunks = b.chunks[:0]
 	size := int(w.c.r.config.ChunkSize)
 	for off := 0; off < len(b.plain); off += size {
 		plain := b.plain[off:min(off+size, len(b.plain))]
-		ck := chunk{off: b.off + int64(off), plain: plain, zero: codec.IsZero(plain)}
+		ck := chunk{off: b.off + int64(off), plain: plain, zero: zero || codec.IsZero(plain)}
 		if len(b.before) > 0 {
 			ck.before = b.before[len(b.chunks)]
 		}
