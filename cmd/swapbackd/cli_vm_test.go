@@ -151,7 +151,7 @@ func TestBadInput(t *testing.T) {
 		truncateLargest(t, filepath.Join(d.Dir, "repo"))
 		d.CLI(1, nil, "backup", "verify", "--all")
 		d.CLI(0, nil, "volume", "create", "other", "--size", "64M", "--detached")
-		d.CLI(1, words("db"), "backup", "restore", "latest", "--onto", "other", "--yes")
+		d.CLI(6, words("db"), "backup", "restore", "latest", "--onto", "other", "--yes")
 		d.CLI(1, nil, "recover", "db")
 		if !bytes.Equal(rig.ReadDevice(t, d.Show("db").Device, 0, len(data)), data) {
 			t.Error("the recovery that could not be done has changed the volume")
