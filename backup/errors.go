@@ -167,7 +167,7 @@ func (e *MissedError) Error() string {
 			b.WriteString("\n    and more")
 		}
 	}
-	b.WriteString("\n  keep this backup; incremental ones made before it may lack these changes, so compare what you restore from them")
+	b.WriteString("\n  keep this backup; incremental ones made before it may lack these changes. Until the reason is known make full ones: swapback backup create --full")
 	return b.String()
 }
 

@@ -2,6 +2,8 @@ package hostagent
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -120,5 +122,48 @@ func TestChangesThatMakeAFullBackup(t *testing.T) {
 	want := []backup.Range{{Offset: 4096, Length: 8192}, {Offset: 1<<20 - 4096, Length: 4096}}
 	if c := changesOf(v); c.Base != "b" || len(c.Ranges) != 2 || c.Ranges[0] != want[0] || c.Ranges[1] != want[1] {
 		t.Errorf("%+v", c)
+	}
+}
+
+// forgetful is a daemon whose change maps lack everything.
+type forgetful struct{ api.Service }
+
+func (f forgetful) OpenSnapshot(ctx context.Context, r api.SnapshotRequest) (api.Snapshot, func(context.Context) error, error) {
+	snap, end, err := f.Service.OpenSnapshot(ctx, r)
+	for i := range snap.Volumes {
+		c := &snap.Volumes[i].Changes
+		empty, cerr := api.NewChanges(snap.Volumes[i].Volume.Size, 1<<20, make([]uint64, (snap.Volumes[i].Volume.Size>>20+63)/64))
+		if cerr != nil {
+			return snap, end, cerr
+		}
+		c.BlockSize, c.Bitmap = empty.BlockSize, empty.Bitmap
+	}
+	return snap, end, err
+}
+
+// TestBackupVerifiesTheMap: what the map lacks is found when it is asked for. The
+// backup is there, is right, and is what the next one counts from.
+func TestBackupVerifiesTheMap(t *testing.T) {
+	w := newWorld(t, 100, "a")
+	w.backup("a")
+	w.scribble("a", 5000)
+	o := BackupOptions{Service: forgetful{w.svc}, Repo: w.repo, Volumes: []string{"a"}, VerifyUnchanged: true}
+	b, err := Backup(t.Context(), o)
+	var missed *backup.MissedError
+	if !errors.As(err, &missed) || missed.Backup != b.ID || len(missed.Volumes) != 1 || missed.Volumes[0].Bytes == 0 {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	if !bytes.Equal(w.restored(b), w.shown("a")) {
+		t.Error("the backup lacks what the map lacked")
+	}
+	if w.show("a").Position.DescendsFrom != b.ID {
+		t.Error("the backup is not recorded")
+	}
+	if next := w.backup("a").Volumes[0]; next.Base != b.ID || next.ReadBytes != 0 {
+		t.Errorf("the next one: %+v", next)
+	}
+	o.VerifyUnchanged, o.Full = false, true
+	if b, err = Backup(t.Context(), o); err != nil || b.Volumes[0].Base != "" || b.Volumes[0].FullBecause != "it was asked for" {
+		t.Errorf("a full one: %+v, %v", b, err)
 	}
 }

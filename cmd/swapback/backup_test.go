@@ -260,3 +260,41 @@ func TestShowIncremental(t *testing.T) {
 		t.Errorf("a full one, of which nobody knows changes:\n%s", out)
 	}
 }
+
+// A change map that lacks something is found out when that is asked for: the exit
+// code says so, and the backup is there.
+func TestVerifyUnchanged(t *testing.T) {
+	c, content := withRepo(t)
+	c.svc.changes = api.Changes{Cut: "1", Why: "nothing is known yet"}
+	out := c.must(t, "backup", "create", "log")
+	if !strings.Contains(out, "log: full: nothing is known yet") {
+		t.Errorf("the first:\n%s", out)
+	}
+	base := strings.Fields(out)[1]
+	empty, err := api.NewChanges(int64(len(content)), 1<<20, make([]uint64, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.svc.changes = empty
+	c.svc.changes.Cut, c.svc.changes.Base = "2", base
+	if out := c.must(t, "backup", "create", "log", "--verify-unchanged"); !strings.Contains(out, "log: incremental on "+base+": 4 MiB read, 0 B changed") {
+		t.Errorf("with a right map:\n%s", out)
+	}
+	content[3<<20] = 1
+	if err := os.WriteFile(c.svc.snapshot, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, errOut, code := c.run("backup", "create", "log", "--verify-unchanged")
+	if code != exitFailed || !strings.Contains(out, "incremental on "+base+": 4 MiB read, 1 MiB changed") || !strings.Contains(errOut, "changes were missed") || !strings.Contains(errOut, "bytes 3145728-4194303") {
+		t.Errorf("with a wrong one: exit code %d\n%s\n%s", code, out, errOut)
+	}
+	out, errOut, code = c.run("backup", "create", "log", "--verify-unchanged", "--json")
+	r := result[backupResult](t, out)
+	if code != exitFailed || len(r.Missed) != 1 || r.Missed[0].Bytes != 1<<20 || r.ID == "" || !strings.Contains(errOut, codeProblems) {
+		t.Errorf("with a wrong one: exit code %d, %+v\n%s", code, r, errOut)
+	}
+	var list []backup.Backup
+	if err := json.Unmarshal([]byte(c.must(t, "backup", "list", "--json")), &list); err != nil || len(list) != 4 {
+		t.Errorf("%d backups, %v", len(list), err)
+	}
+}

@@ -23,6 +23,7 @@ type fakeService struct {
 	fail    error // what a change answers, when set
 
 	snapshot string            // what a snapshot of any volume shows
+	changes  api.Changes       // what has changed in it
 	devices  map[string]string // device that a volume gets when it is attached
 
 	created []any // requests that came, in order
@@ -198,7 +199,7 @@ func (f *fakeService) OpenSnapshot(ctx context.Context, req api.SnapshotRequest)
 		if err != nil {
 			return snap, nil, err
 		}
-		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: v, Device: f.snapshot})
+		snap.Volumes = append(snap.Volumes, api.SnapshotVolume{Volume: v, Device: f.snapshot, Changes: f.changes})
 	}
 	return snap, func(context.Context) error { return nil }, f.fail
 }
