@@ -60,7 +60,7 @@ backup: when something differs that was not known to have been written, the
 backup is taken all the same and is right, and the exit code is 1.
 
 Whoever uses the machine comes first: while others move data on the disks that are
-read and somebody waits for I/O, the backup slows down, to an eighth of its speed
+read and somebody waits for I/O, the backup slows down, to a quarter of its speed
 at most; and its process has a low priority. --limit bounds its speed in any case.
 
 When it is interrupted, what it stored is kept for the next backup of the same

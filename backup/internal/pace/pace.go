@@ -8,7 +8,7 @@
 // figure alone would have him give way to nobody. It counts only while others move
 // data on the same disks: whatever the disks moved that this process did not.
 //
-// When both hold for more than a moment, the rate goes down step by step, to an eighth
+// When both hold for more than a moment, the rate goes down step by step, to a quarter
 // of the best that there was. It goes up again as soon as one of them does not, and when it is no
 // longer what holds the reader up it is lifted. On a machine that does nothing
 // else reading is never held up.
@@ -35,8 +35,8 @@ const (
 	moment = 2
 	// leastShare and leastRate are where slowing down ends: a backup has to come
 	// to its end.
-	leastShare = 1.0 / 8
-	leastRate  = 8 << 20
+	leastShare = 1.0 / 4
+	leastRate  = 32 << 20
 	// interval is how often the rate is looked at.
 	interval = 500 * time.Millisecond
 )

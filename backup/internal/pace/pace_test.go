@@ -48,7 +48,7 @@ func TestGivesWay(t *testing.T) {
 	last := 800.0
 	for i := range 20 {
 		got := p.stepMiB(int64(last), crowded)
-		if want := max(last*slower, 100); got < want-2 || got > want+2 {
+		if want := max(last*slower, 200); got < want-2 || got > want+2 {
 			t.Fatalf("step %d: %v MiB/s after %v", i, got, last)
 		}
 		last = got
