@@ -110,7 +110,6 @@ type badBlob struct {
 	refs   []format.Ref // where it can't
 	copies []format.Ref // where else tables have it
 	spots  []spot
-	plain  []byte
 	done   bool
 }
 

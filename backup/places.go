@@ -27,11 +27,6 @@ func (p places) add(ref format.Ref) bool {
 	return true
 }
 
-func (p places) has(ref format.Ref) bool {
-	_, there := p[ref.Pack][ref.Offset]
-	return there
-}
-
 // tables goes through the tables of volumes and passes over what it has been
 // through, so that what backups share is come across once. It is for one goroutine.
 type tables struct {
