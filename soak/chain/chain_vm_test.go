@@ -22,7 +22,7 @@ import (
 	"github.com/swapback/swapback/soak/rig"
 )
 
-const volumeSize = 48 * rig.MiB
+const volumeSize = 16 * rig.MiB
 
 // What is done to a backup on its way.
 const (
