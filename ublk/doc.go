@@ -58,6 +58,11 @@
 //
 // # The gate
 //
+// A change map may have a guard, which has to make a change durable before it is
+// written. The first write to a granule of such a map is set aside until the guard
+// lets it pass: it is neither held by the gate nor in flight, and a Drain does not
+// wait for it. The guard may take a lock for a moment.
+//
 // Each device has a gate that its queues look at once per turn. Hold keeps
 // requests of every kind (flushes and discards, too) without answering them,
 // Refuse answers them and those held with EBUSY, Release issues what is held in
@@ -120,8 +125,9 @@
 // # Locks
 //
 // Device.ending (Stop, Abandon) before Device.waking; Device.drain alone;
-// gate.mu innermost. The queues take none; one that fails takes gate.mu and
-// Device.waking, one after the other.
+// gate.mu innermost. The queues take none, but for those of a [Guard]; one that
+// fails takes gate.mu and Device.waking, one after the other. A guard wakes queues,
+// which takes Device.waking, without its own locks.
 //
 // # Go's scheduler
 //
