@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
@@ -36,7 +37,7 @@ func (c *Controller) track(p *dmswap.Pool) {
 	pool := p.Info().UUID
 	boot, err := bootID()
 	session := ""
-	if err == nil {
+	if err == nil && c.inMemory {
 		session, err = readSession(c.changesPath(pool, sessionFile), boot)
 	}
 	if err != nil {
@@ -58,7 +59,7 @@ func (c *Controller) track(p *dmswap.Pool) {
 		c.log.Warn("no directory for fine change maps", "err", err)
 	}
 	c.forgetStrange(p)
-	if now == session || boot == "" {
+	if now == session || boot == "" || !c.inMemory {
 		return
 	}
 	// Without it the next daemon does not trust what lies beside it.
@@ -114,6 +115,23 @@ func writeFile(path, text string) error {
 	return os.Rename(path+".new", path)
 }
 
+// inMemory tells whether a directory is one of memory. A page of a file on a disk
+// is written back now and then, and who writes to it meanwhile waits for the disk,
+// which may be a volume of ours.
+func inMemory(dir string) bool {
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	return err == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)
+}
+
+// fineFile is where the fine half of a position's map is kept, or "".
+func (c *Controller) fineFile(pool, position string) string {
+	if !c.inMemory {
+		return ""
+	}
+	return c.changesPath(pool, position+mapEnding)
+}
+
 // changesOf returns the change map of the position behind a volume, and opens it
 // if that has not been done. The caller has claimed the volume.
 func (c *Controller) changesOf(t target) (*changes.Map, error) {
@@ -137,7 +155,7 @@ func (c *Controller) changesOf(t target) (*changes.Map, error) {
 	}
 	m, err := changes.Open(changes.Options{
 		Pool: pool, Position: id, Size: now.Size, Durable: durable, Session: session,
-		File: c.changesPath(pool, id+mapEnding), Base: now.Position.Base,
+		File: c.fineFile(pool, id), Base: now.Position.Base,
 		GiveUp: func(why string) error { return t.pool.DropBases(why, id) },
 		Logger: c.log.With("position", id),
 	})

@@ -94,6 +94,8 @@ type Controller struct {
 	// serve the same pools.
 	lock    *os.File
 	metrics *metrics
+	// inMemory: fine change maps can be kept in the run directory.
+	inMemory bool
 	// closing ends those who watch devices.
 	closing  context.Context
 	close    context.CancelFunc
@@ -141,6 +143,9 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 			c.lock.Close()
 		}
 	}()
+	if c.inMemory = inMemory(opt.RunDir); !c.inMemory {
+		c.log.Warn("the run directory is on a disk: after a restart of the daemon whole extents count as changed", "dir", opt.RunDir)
+	}
 	if c.ublk, err = ublk.OpenControl(ublk.ControlOptions{Logger: c.log}); err != nil {
 		return nil, err
 	}

@@ -53,12 +53,8 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 	for i, t := range targets {
 		s := api.SnapshotVolume{Volume: c.describe(t), Device: open[i].Device(), COWSize: open[i].COWSize()}
 		base, blocks := instant.maps[i].Frozen()
-		s.Changes, err = api.NewChanges(t.info.Size, changes.Block, blocks)
-		if err != nil {
-			for _, s := range open {
-				err = errors.Join(err, s.Close(context.WithoutCancel(ctx)))
-			}
-			return api.Snapshot{}, nil, fmt.Errorf("snapshot of %s: %w", strings.Join(names, ", "), err)
+		if s.Changes, err = api.NewChanges(t.info.Size, changes.Block, blocks); err != nil {
+			base = dmswap.Base{Why: fmt.Sprintf("its change map could not be grown with it: %v", err)}
 		}
 		s.Changes.Base, s.Changes.Why, s.Changes.Cut = base.Backup, base.Why, instant.tokens[i]
 		snap.Volumes = append(snap.Volumes, s)
