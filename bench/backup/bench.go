@@ -45,6 +45,7 @@ type report struct {
 	CPU      string            `json:"cpu"`
 	CPUs     int               `json:"cpus"`
 	Size     int64             `json:"size"`
+	Data     string            `json:"data"` // what the third that can be compressed is made of
 	Rounds   int               `json:"rounds"`
 	Versions map[string]string `json:"versions"`
 	Results  []result          `json:"results"`
@@ -78,7 +79,7 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 	if b.report, err = describe(); err != nil {
 		return nil, err
 	}
-	b.report.Size, b.report.Rounds = o.size, o.rounds
+	b.report.Size, b.report.Data, b.report.Rounds = o.size, o.data, o.rounds
 	if b.report.Versions, err = findVersions(ctx, list); err != nil {
 		return nil, err
 	}
@@ -140,7 +141,7 @@ func (b *bench) run(ctx context.Context) (report, error) {
 }
 
 func (b *bench) makeImages() error {
-	if err := makeImage(b.variants[rowFull], b.o.size); err != nil {
+	if err := makeImage(b.variants[rowFull], b.o.size, fillers[b.o.data]); err != nil {
 		return err
 	}
 	if _, err := changeImage(b.variants[rowFull], b.variants[rowChanged], 2); err != nil {
@@ -217,6 +218,13 @@ func (b *bench) measure(ctx context.Context, round int, row string, p program) e
 	s, _, err := measure(ctx, c)
 	if err != nil {
 		return err
+	}
+	if restored != "" {
+		// A restore is over when what it wrote would be there after a power cut.
+		if s.SyncSeconds, err = syncFile(restored); err != nil {
+			return err
+		}
+		s.Seconds += s.SyncSeconds
 	}
 	after, err := sizeOf(repo)
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -17,15 +18,23 @@ const block = 4096
 // Kinds of the extents in an image.
 const (
 	zeroes = iota
-	text
+	pressable
 	random
 	kinds
 )
 
-// makeImage writes an image: a third zeroes, written and not holes, a third text,
-// a third random bytes, in extents of 16 KiB to 4 MiB that begin at any block, as
-// a file system leaves them. The same size gives the same image.
-func makeImage(path string, size int64) error {
+// fillers are what the third that can be compressed may be made of.
+var fillers = map[string]func(rnd *rand.Rand) filler{
+	"fio":  func(rnd *rand.Rand) filler { return fioBlocks{rnd} },
+	"text": func(rnd *rand.Rand) filler { return newWriter(rnd) },
+}
+
+type filler interface{ fill(p []byte) }
+
+// makeImage writes an image: a third zeroes, written and not holes, a third of what
+// the filler makes, a third random bytes, in extents of 16 KiB to 4 MiB that begin
+// at any block, as a file system leaves them. The same size gives the same image.
+func makeImage(path string, size int64, fill func(rnd *rand.Rand) filler) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -34,13 +43,13 @@ func makeImage(path string, size int64) error {
 	w := bufio.NewWriterSize(f, 1<<20)
 	rnd := rand.New(rand.NewPCG(1, 1))
 	noise := rand.NewChaCha8([32]byte{1})
-	words := newWriter(rnd)
+	words := fill(rnd)
 	buf := make([]byte, 1<<20)
 	var left [kinds]int64
 	for k := range left {
 		left[k] = size / kinds / block * block
 	}
-	left[zeroes] += size - left[zeroes] - left[text] - left[random]
+	left[zeroes] += size - left[zeroes] - left[pressable] - left[random]
 	for at := int64(0); at < size; {
 		k := rnd.IntN(kinds)
 		n := min(block*(4+rnd.Int64N(1021)), left[k])
@@ -51,7 +60,7 @@ func makeImage(path string, size int64) error {
 			switch k {
 			case zeroes:
 				clear(p)
-			case text:
+			case pressable:
 				words.fill(p)
 			case random:
 				noise.Read(p)
@@ -66,6 +75,23 @@ func makeImage(path string, size int64) error {
 		return err
 	}
 	return f.Sync()
+}
+
+// fioBlocks is what fio writes with buffer_compress_percentage=66: of every 512
+// bytes the first third is random and the rest is zeroes. It is how the tools that
+// test storage make data that compresses to a third.
+type fioBlocks struct{ rnd *rand.Rand }
+
+func (f fioBlocks) fill(p []byte) {
+	const segment, noise = 512, 512 * 34 / 100 &^ 7
+	for len(p) > 0 {
+		s := p[:min(segment, len(p))]
+		p = p[len(s):]
+		for i := 0; i < min(noise, len(s)); i += 8 {
+			binary.LittleEndian.PutUint64(s[i:], f.rnd.Uint64())
+		}
+		clear(s[min(noise, len(s)):])
+	}
 }
 
 // writer makes text: phrases of 6 to 29 letters and blanks, 16384 of them, that

@@ -52,6 +52,7 @@ type options struct {
 	swapback string
 	dir, out string
 	size     int64
+	data     string
 	rounds   int
 	programs string
 	check    bool
@@ -67,6 +68,7 @@ func runCommand(ctx context.Context, args []string) error {
 		o.size, err = parseSize(s)
 		return err
 	})
+	f.StringVar(&o.data, "data", "fio", "what can be compressed in the image: fio (as it writes it) or text")
 	f.IntVar(&o.rounds, "rounds", 5, "how often each row is measured")
 	f.StringVar(&o.programs, "programs", "swapback,borg,restic,cp", "measure these only, separated by commas")
 	f.BoolVar(&o.check, "check", false, "fail when a target is missed")
@@ -78,6 +80,9 @@ func runCommand(ctx context.Context, args []string) error {
 	}
 	if f.NArg() > 0 || o.rounds < 1 {
 		return errors.New(usage)
+	}
+	if fillers[o.data] == nil {
+		return fmt.Errorf("-data: there is no %q", o.data)
 	}
 	b, err := newBench(ctx, o)
 	if err != nil {

@@ -26,7 +26,10 @@ type command struct {
 
 // sample is what one run of a command took.
 type sample struct {
-	Seconds    float64 `json:"seconds"`
+	Seconds float64 `json:"seconds"`
+	// SyncSeconds is the part of Seconds in which the restored file was written
+	// back after the program had ended.
+	SyncSeconds float64 `json:"sync_seconds,omitempty"`
 	CPU        float64 `json:"cpu_seconds"` // user and system, of all its processes
 	MaxRSS     int64   `json:"max_rss"`     // bytes, of the largest process
 	ReadBytes  int64   `json:"read_bytes"`  // asked of the disk, not of the page cache
@@ -156,4 +159,18 @@ func same(a, b string) (int64, error) {
 			return 0, errors.Join(ea, eb)
 		}
 	}
+}
+
+// syncFile writes a file back to the disk and says how long that took.
+func syncFile(path string) (seconds float64, err error) {
+	start := time.Now()
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
+	return time.Since(start).Seconds(), nil
 }

@@ -75,11 +75,11 @@ func programs(swapback string) []program {
 			return restic(home, "restore", "latest", "--target", target), filepath.Join(target, image)
 		},
 	}, {
-		name: "cp", colour: "#7b8592", about: "cp, then sync of the copy",
+		name: "cp", colour: "#7b8592", about: "cp",
 		version: []string{"cp", "--version"},
 		restore: func(home, name, image, target string) (command, string) {
 			file := filepath.Join(target, "disk")
-			return command{args: []string{"sh", "-c", `cp "$1" "$2" && sync "$2"`, "sh", image, file}, dir: home}, file
+			return command{args: []string{"cp", image, file}, dir: home}, file
 		},
 	}}
 }
