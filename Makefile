@@ -149,11 +149,11 @@ bench-pause: build harness ## the swap pause beside the kernel's floor (MODE=wal
 		$(HARNESS)/vm -again -- 'bench/pause/run.sh $$SWAPBACK_OUT/pause-$$MODE.json $(PAUSE_FLAGS)'
 
 .PHONY: bench-backup
-# As root all page caches are dropped before each program runs; otherwise those
+# As root all page caches are dropped before each row; otherwise those
 # of the files that it uses.
-bench-backup: build harness ## backup and restore beside borg, restic and cp, on this host (RUNS=5 SIZE=3G DATA=fio|text DIR=…; CHECK=1: fail where a target is missed)
+bench-backup: build harness ## backup and restore beside borg, restic and cp, on this host (RUNS=5 SIZE=3G DATA=fio|text CACHE=warm|cold DIR=…; CHECK=1: fail where a target is missed)
 	@$(HARNESS)/tools backup
-	@$(BIN)/backup run -rounds $(or $(RUNS),5) -size $(or $(SIZE),3G) -data $(or $(DATA),fio) -dir $(or $(DIR),build/bench-backup) $(if $(filter-out 0,$(CHECK)),-check)
+	@$(BIN)/backup run -rounds $(or $(RUNS),5) -size $(or $(SIZE),3G) -data $(or $(DATA),fio) -cache $(or $(CACHE),warm) -dir $(or $(DIR),build/bench-backup) $(if $(filter-out 0,$(CHECK)),-check)
 
 .PHONY: ci
 ci: ## what .ci/run does

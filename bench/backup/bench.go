@@ -45,7 +45,8 @@ type report struct {
 	CPU      string            `json:"cpu"`
 	CPUs     int               `json:"cpus"`
 	Size     int64             `json:"size"`
-	Data     string            `json:"data"` // what the third that can be compressed is made of
+	Data     string            `json:"data"`  // what the third that can be compressed is made of
+	Cache    string            `json:"cache"` // whether what is read was in the page cache
 	Rounds   int               `json:"rounds"`
 	Versions map[string]string `json:"versions"`
 	Results  []result          `json:"results"`
@@ -79,7 +80,7 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 	if b.report, err = describe(); err != nil {
 		return nil, err
 	}
-	b.report.Size, b.report.Data, b.report.Rounds = o.size, o.data, o.rounds
+	b.report.Size, b.report.Data, b.report.Cache, b.report.Rounds = o.size, o.data, o.cache, o.rounds
 	if b.report.Versions, err = findVersions(ctx, list); err != nil {
 		return nil, err
 	}
@@ -214,6 +215,15 @@ func (b *bench) measure(ctx context.Context, round int, row string, p program) e
 	}
 	if err := cold(b.o.dir); err != nil {
 		return err
+	}
+	if b.o.cache == cacheWarm {
+		read := b.image
+		if row == rowRestore && p.repo != "" {
+			read = repo
+		}
+		if err := warm(read); err != nil {
+			return err
+		}
 	}
 	s, _, err := measure(ctx, c)
 	if err != nil {

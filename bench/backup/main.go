@@ -53,6 +53,7 @@ type options struct {
 	dir, out string
 	size     int64
 	data     string
+	cache    string
 	rounds   int
 	programs string
 	check    bool
@@ -69,6 +70,7 @@ func runCommand(ctx context.Context, args []string) error {
 		return err
 	})
 	f.StringVar(&o.data, "data", "fio", "what can be compressed in the image: fio (as it writes it) or text")
+	f.StringVar(&o.cache, "cache", cacheWarm, "what a program will read is in the page cache before (warm), or nothing is (cold)")
 	f.IntVar(&o.rounds, "rounds", 5, "how often each row is measured")
 	f.StringVar(&o.programs, "programs", "swapback,borg,restic,cp", "measure these only, separated by commas")
 	f.BoolVar(&o.check, "check", false, "fail when a target is missed")
@@ -83,6 +85,9 @@ func runCommand(ctx context.Context, args []string) error {
 	}
 	if fillers[o.data] == nil {
 		return fmt.Errorf("-data: there is no %q", o.data)
+	}
+	if o.cache != cacheWarm && o.cache != cacheCold {
+		return fmt.Errorf("-cache: %q is neither warm nor cold", o.cache)
 	}
 	b, err := newBench(ctx, o)
 	if err != nil {

@@ -117,6 +117,28 @@ func cold(dir string) error {
 	})
 }
 
+// Values of -cache.
+const (
+	cacheWarm = "warm"
+	cacheCold = "cold"
+)
+
+// warm reads all files of a folder, or a file, into the page cache.
+func warm(path string) error {
+	return filepath.WalkDir(path, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = io.Copy(io.Discard, f)
+		return err
+	})
+}
+
 // sizeOf is the sum of the sizes of all files in a folder.
 func sizeOf(dir string) (n int64, err error) {
 	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {

@@ -72,7 +72,7 @@ func printReport(out io.Writer, r report) error {
 	for _, t := range r.Targets {
 		fmt.Fprintln(out, t)
 	}
-	fmt.Fprintf(out, "medians of %d rounds, %d MiB; Linux %s, %d × %s\n", r.Rounds, r.Size>>20, r.Kernel, r.CPUs, r.CPU)
+	fmt.Fprintf(out, "medians of %d rounds, %d MiB (%s), page cache %s; Linux %s, %d × %s\n", r.Rounds, r.Size>>20, r.Data, r.Cache, r.Kernel, r.CPUs, r.CPU)
 	for _, p := range programs("swapback") {
 		if v, ok := r.Versions[p.name]; ok {
 			fmt.Fprintf(out, "%s: %s\n", p.name, v)
