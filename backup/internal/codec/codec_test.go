@@ -75,6 +75,7 @@ func TestRoundTrip(t *testing.T) {
 		codec format.Codec
 	}{
 		{"random", random(1 << 20), format.Raw},
+		{"half zeroes", half(1 << 20), format.Zstd},
 		{"text", text(1 << 20), format.Zstd},
 		{"short", []byte("x"), format.Raw},
 		{"odd", text(12345), format.Zstd},
@@ -100,6 +101,62 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if err := d.Decompress(make([]byte, 1), []byte{1}, 9); !errors.Is(err, format.ErrCorrupt) {
 		t.Errorf("unknown codec: %v", err)
+	}
+}
+
+// half is noise and zeroes by turns, as fio makes data that can be compressed.
+func half(n int) []byte {
+	p := random(n)
+	for at := 256; at < n; at += 512 {
+		clear(p[at:min(at+256, n)])
+	}
+	return p
+}
+
+// What is noise between repetitions is told from what can be coded in fewer bits.
+func TestIsNoise(t *testing.T) {
+	mixed := func(share int) []byte {
+		p := random(1 << 20)
+		copy(p, text(1 << 20)[:share*(1<<20)/100])
+		return p
+	}
+	ascii := random(1 << 20) // no repetitions, but six bits to a byte
+	for i := range ascii {
+		ascii[i] = ascii[i]&63 + 32
+	}
+	for _, tt := range []struct {
+		name  string
+		plain []byte
+		want  bool
+	}{
+		{"noise", random(1 << 20), true},
+		{"noise of an odd size", random(123457), true},
+		{"half zeroes", half(1 << 20), true},
+		{"zeroes", make([]byte, 1<<20), false},
+		{"text", text(1 << 20), false},
+		{"ascii", ascii, false},
+		{"a third text", mixed(33), false},
+		{"little", random(4096), false},
+		{"nothing", nil, false},
+	} {
+		if got := isNoise(tt.plain); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}
+
+// A chunk that is taken for noise loses nothing that matters.
+func TestNoiseIsCompressed(t *testing.T) {
+	c, err := NewCompressor(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, plain := range [][]byte{half(1 << 20), bytes.Repeat(random(64<<10), 16), append(random(1<<19), make([]byte, 1<<19)...)} {
+		fast, codec := c.Compress(nil, plain)
+		if all := c.enc.EncodeAll(plain, nil); codec != format.Zstd || len(fast) > len(all)+len(all)/50 {
+			t.Errorf("%v, %d bytes, with everything tried %d", codec, len(fast), len(all))
+		}
 	}
 }
 

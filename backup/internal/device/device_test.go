@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -225,5 +226,50 @@ func TestOpenRefusesOtherKinds(t *testing.T) {
 		if _, err := OpenTarget(path, TargetOptions{}); !errors.Is(err, ErrKind) {
 			t.Errorf("target %s: %v", path, err)
 		}
+	}
+}
+
+// What the page cache has of a source comes from there, and nothing else gets there.
+func TestCachedSource(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	content := make([]byte, 1<<20+100)
+	rand.NewChaCha8([32]byte{3}).Read(content)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenSource(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Cachestat(uint(f.buffered.Fd()), &unix.CachestatRange{}, new(unix.Cachestat_t), 0); err == unix.ENOSYS {
+		t.Skip("a kernel before 6.5")
+	}
+	if !f.Direct() {
+		t.Skip("this file system has no O_DIRECT: all is read through the cache")
+	}
+	p := Buffer(1 << 20)
+	read := func(what string) {
+		t.Helper()
+		if _, err := f.ReadAt(p, 0); err != nil || !bytes.Equal(p, content[:len(p)]) {
+			t.Errorf("%s: read wrong, %v", what, err)
+		}
+	}
+	if !f.cached(0, 1<<20) || !f.cached(1<<20, 100) {
+		t.Error("what was just written is not in the cache")
+	}
+	read("cached")
+	if err := f.buffered.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fadvise(int(f.buffered.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	if f.cached(0, 1<<20) {
+		t.Fatal("what was dropped is in the cache")
+	}
+	read("not cached")
+	if f.cached(0, 1<<20) {
+		t.Error("a read past the cache has filled it")
 	}
 }

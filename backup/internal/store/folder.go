@@ -213,7 +213,13 @@ type folderWriter struct {
 	file       *os.File // nil when done
 	temp, name string
 	mode       Mode
+	size       int64 // written
+	begun      int64 // of that the disk was told to write
 }
+
+// writeBehind is how much is written before the disk is told to begin: when the
+// object is whole there is little left to wait for.
+const writeBehind = 4 << 20
 
 func (w *folderWriter) Write(p []byte) (int, error) {
 	if err := w.f.step("write", w.name); err != nil {
@@ -222,6 +228,11 @@ func (w *folderWriter) Write(p []byte) (int, error) {
 	n, err := w.file.Write(p)
 	if err != nil {
 		return n, fmt.Errorf("write %s in %s: %w", w.name, w.f.path, err)
+	}
+	if w.size += int64(n); w.size-w.begun >= writeBehind {
+		// Commit does not rely on it.
+		_ = unix.SyncFileRange(int(w.file.Fd()), w.begun, w.size-w.begun, unix.SYNC_FILE_RANGE_WRITE)
+		w.begun = w.size
 	}
 	return n, nil
 }
