@@ -211,11 +211,13 @@ func recordScenario(t *testing.T) *scenario {
 			if err := errors.Join(end(t.Context()), b.waitNoSnapshot("a")); err != nil {
 				return err
 			}
-			err = record(b, api.DescendsRequest{Backup: "b-1", Cut: snap.Volumes[0].Changes.Cut})
-			if changed := b.Show("a").Changed; err == nil && (changed == nil || changed.Base != "b-1" || changed.Bytes != 0) {
+			if err := record(b, api.DescendsRequest{Backup: "b-1", Cut: snap.Volumes[0].Changes.Cut}); err != nil {
+				return err
+			}
+			if changed := b.Show("a").Changed; changed == nil || changed.Base != "b-1" || changed.Bytes != 0 {
 				t.Errorf("after the backup was recorded: %+v", changed)
 			}
-			return err
+			return nil
 		},
 		after: func(w world) world { return w.with("a", func(v *volume) { v.Descends = "b-1" }) },
 		undo:  func(*bench) {},
