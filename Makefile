@@ -73,7 +73,9 @@ test: test-unit ## unit tests, then integration tests on both kernels (all of th
 
 .PHONY: test-unit
 test-unit: ## unit tests: no root, no kernel features (with -race where there is a C compiler)
-	$(GO) test $(RACE) ./...
+	$(GO) test $(RACE) $$($(GO) list ./... | grep -v swapback/backup$$)
+	$(GO) test ./backup
+	$(if $(RACE),$(GO) test $(RACE) -short ./backup)
 
 .PHONY: test-vm
 # Four processors: the kernel gives a device no more queues than there are.

@@ -19,6 +19,7 @@ import (
 
 // Whatever is wrong with a base, the backup is right, is a full one, and says why.
 func TestUnprovedBase(t *testing.T) {
+	long(t)
 	content := image(4, 50)
 	type world struct {
 		r     *Repository
@@ -396,6 +397,7 @@ func TestRepackBaseWhileWriting(t *testing.T) {
 // After a crash at any operation of an incremental backup its base is whole, and the
 // new one is whole or not there.
 func TestCrashDuringIncremental(t *testing.T) {
+	long(t)
 	r, m := memRepo(t)
 	d := newDisk(t, "a", image(1, 16))
 	first := bytes.Clone(d.content)

@@ -93,6 +93,7 @@ func killing(t *testing.T, what, path, with string, step int, check func(r *Repo
 // A process that is killed while it moves what is needed to other packs leaves all
 // backups good, and the next prune does the rest.
 func TestKillPrune(t *testing.T) {
+	long(t)
 	path, _, want := careRepo(t)
 	killing(t, "prune", path, "", 1, func(r *Repository, left string) {
 		fullCheck(t, r.store, want)
@@ -108,6 +109,7 @@ func TestKillPrune(t *testing.T) {
 }
 
 func TestKillHeal(t *testing.T) {
+	long(t)
 	path, last, want := careRepo(t)
 	r, err := Open(t.Context(), path, Secret{})
 	if err != nil {
@@ -138,6 +140,7 @@ func TestKillHeal(t *testing.T) {
 }
 
 func TestKillCopy(t *testing.T) {
+	long(t)
 	from, _, want := careRepo(t)
 	path := filepath.Join(t.TempDir(), "repo")
 	to, err := Init(t.Context(), path, InitOptions{ChunkSize: 2 * testChunk})

@@ -184,6 +184,7 @@ func TestCopyRefuses(t *testing.T) {
 // After a crash at any operation in the other repository it is good, and the next
 // copying goes on.
 func TestCrashDuringCopy(t *testing.T) {
+	long(t)
 	from, m := memRepo(t)
 	want := images{}
 	a := image(1, 14)

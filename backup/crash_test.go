@@ -67,6 +67,7 @@ func everyCrash(t *testing.T, m *storetest.Mem, f func(r *Repository) error, che
 // After a crash at any operation of a backup, the earlier backup is whole, the new
 // one is whole or not there, and once pruned nothing else is left.
 func TestCrashDuringCreate(t *testing.T) {
+	long(t)
 	r, m := memRepo(t)
 	first := image(1, 16)
 	second := change(image(1, 16), 3)

@@ -31,6 +31,7 @@ var damages = []struct {
 // gives the exact content, or an error; and the ranges that the error does not
 // list are exact, the listed ones zero.
 func TestDamageIsNeverRestored(t *testing.T) {
+	long(t)
 	r, good := memRepo(t)
 	content := image(1, 24)
 	b := create(t, r, CreateOptions{}, source(t, "a", content))

@@ -216,6 +216,7 @@ func TestInterruptedRestoreGoesOn(t *testing.T) {
 
 // A process that is killed while it restores leaves what the next one completes.
 func TestKilledRestoreGoesOn(t *testing.T) {
+	long(t)
 	path := filepath.Join(t.TempDir(), "repo")
 	r, err := Init(t.Context(), path, InitOptions{ChunkSize: testChunk})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 // After a crash at any operation of a heal every backup is as good as before, and the
 // next heal completes it.
 func TestCrashDuringHeal(t *testing.T) {
+	long(t)
 	r, m, want, from := sick(t)
 	bad := distinct(t, r, 2)
 	damage(t, m, bad...)
@@ -39,6 +40,7 @@ func TestCrashDuringHeal(t *testing.T) {
 
 // A full disk ends a heal, and what is healed by then stays so.
 func TestFullDiskDuringHeal(t *testing.T) {
+	long(t)
 	r, m, want, from := sick(t)
 	bad := distinct(t, r, 2)
 	damage(t, m, bad...)

@@ -267,3 +267,12 @@ func chunkRefs(t testing.TB, r *Repository) (refs []format.Ref) {
 	}
 	return refs
 }
+
+// long is for tests that go through very much: they would take the race detector
+// many minutes, and run without it.
+func long(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("a long test; leave -short out")
+	}
+}

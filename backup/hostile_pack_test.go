@@ -53,6 +53,7 @@ func TestHostilePackWithManyBlobs(t *testing.T) {
 
 // What is known of one pack must not stay for all of them.
 func TestHostilePacksWithManyBlobs(t *testing.T) {
+	long(t)
 	const packs, blobs = 6, (format.PackSize - testChunk) / tinyBlob
 	h := newHostile(t)
 	var chunks []format.Ref

@@ -292,6 +292,7 @@ const maxSaid = 16 << 10
 // A repository that was made to do harm gives an error that names the object,
 // within bounded memory, and nothing outside of it and the target is written.
 func TestHostileRepository(t *testing.T) {
+	long(t)
 	outsideName := "../victim"
 	for name, c := range map[string]struct {
 		do    func(h *hostile)

@@ -39,6 +39,7 @@ func TestImageKeepsItsPacks(t *testing.T) {
 // when it can, and then keeps its packs again. When the backup was deleted
 // meanwhile it says that.
 func TestImageLeaseInABucket(t *testing.T) {
+	long(t)
 	server := s3test.Start(t)
 	var down atomic.Bool
 	proxy := s3test.NewProxy(t, server, func(int, *http.Request) s3test.Fault {

@@ -116,6 +116,7 @@ func TestFailedBackupIsNotKept(t *testing.T) {
 // note: nothing that was there is harmed, the next backup goes on, and what is
 // left can be removed.
 func TestCrashWithNotes(t *testing.T) {
+	long(t)
 	r, m := memRepo(t)
 	first := image(1, 12)
 	second := image(3, 45)

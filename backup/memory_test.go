@@ -58,6 +58,7 @@ func runMemory() error {
 // A process that backs up and restores stays within 512 MiB, whatever the size of
 // the chunks and wherever the repository is.
 func TestMemory(t *testing.T) {
+	long(t)
 	const most = 512 << 10
 	dir := t.TempDir()
 	image := filepath.Join(dir, "image")

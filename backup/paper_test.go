@@ -188,6 +188,7 @@ func packBytes(t testing.TB, m *storetest.Mem) (chunks, nodes inPacks) {
 
 // The requests that a bucket sees of a backup are those on paper, and a few.
 func TestPaperOfRequests(t *testing.T) {
+	long(t)
 	server := s3test.Start(t)
 	proxy := s3test.NewProxy(t, server, func(int, *http.Request) s3test.Fault { return s3test.None })
 	count := func() (write, read int64) {

@@ -109,6 +109,7 @@ func TestRepackLeavesWhatMayBeUnused(t *testing.T) {
 // After a crash at any operation of a repacking prune every backup is whole, and the
 // next prune leaves nothing over.
 func TestCrashDuringRepack(t *testing.T) {
+	long(t)
 	_, m, want := holes(t)
 	everyCrash(t, m, func(r *Repository) error {
 		_, err := r.Prune(context.Background(), repackAll)
@@ -155,6 +156,7 @@ func fullDisk(t *testing.T, m *storetest.Mem, f func(r *Repository) error, check
 
 // A full disk at any write of a repacking prune costs nothing but the prune.
 func TestFullDiskDuringRepack(t *testing.T) {
+	long(t)
 	_, m, want := holes(t)
 	fullDisk(t, m, func(r *Repository) error {
 		_, err := r.Prune(context.Background(), repackAll)

@@ -96,6 +96,7 @@ func TestRestoreFromS3(t *testing.T) {
 // The buffers of a restore are bounded, however large the chunks are and however
 // many workers were asked for.
 func TestRestoreMemory(t *testing.T) {
+	long(t)
 	const chunk, chunks = 16 << 20, 24
 	r, err := Init(t.Context(), filepath.Join(t.TempDir(), "repo"), InitOptions{ChunkSize: chunk, Recipients: []string{recipient}})
 	if err != nil {
