@@ -22,7 +22,7 @@ type lateMemory struct {
 
 	mu     sync.Mutex
 	slow   chan struct{} // reads wait until it is closed; nil: they do not
-	most   int // requests begun and not answered, at once
+	most   int           // requests begun and not answered, at once
 	now    int
 	across int // requests that reach across a boundary
 }

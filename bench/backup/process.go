@@ -30,10 +30,10 @@ type sample struct {
 	// SyncSeconds is the part of Seconds in which the restored file was written
 	// back after the program had ended.
 	SyncSeconds float64 `json:"sync_seconds,omitempty"`
-	CPU        float64 `json:"cpu_seconds"` // user and system, of all its processes
-	MaxRSS     int64   `json:"max_rss"`     // bytes, of the largest process
-	ReadBytes  int64   `json:"read_bytes"`  // asked of the disk, not of the page cache
-	WriteBytes int64   `json:"write_bytes"` // handed to the disk, or to the page cache to be
+	CPU         float64 `json:"cpu_seconds"` // user and system, of all its processes
+	MaxRSS      int64   `json:"max_rss"`     // bytes, of the largest process
+	ReadBytes   int64   `json:"read_bytes"`  // asked of the disk, not of the page cache
+	WriteBytes  int64   `json:"write_bytes"` // handed to the disk, or to the page cache to be
 }
 
 // measure runs a command. It has nothing from us but PATH, HOME and what it asks

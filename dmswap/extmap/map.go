@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time")
+	"time"
+)
 
 // Disk is what a map lies on. Offsets and lengths are multiples of 4096. What
 // WriteDurable wrote is there after a power cut when it has returned nil.

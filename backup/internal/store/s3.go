@@ -58,6 +58,8 @@ const (
 	staleUpload = 24 * time.Hour
 	// answerTime bounds how long a server may think before it answers at all.
 	answerTime = 60 * time.Second
+	// takeBackTime bounds what is done about a request that was called off.
+	takeBackTime = 5 * time.Second
 )
 
 // S3Location is what a location says, see [ParseS3].
@@ -329,7 +331,7 @@ func (s *S3) put(ctx context.Context, name string, mode Mode, body []byte, meta 
 		}
 		opts.SetMatchETagExcept("*")
 	}
-	return s.again(ctx, func() error {
+	err := s.again(ctx, func() error {
 		_, err := s.client.PutObject(ctx, s.bucket, s.key(name), bytes.NewReader(body), int64(len(body)), opts)
 		err = s.failed("write", name, err)
 		if errors.Is(err, ErrExist) {
@@ -339,6 +341,20 @@ func (s *S3) put(ctx context.Context, name string, mode Mode, body []byte, meta 
 		}
 		return err
 	})
+	if err != nil && mode == Exclusive && ctx.Err() != nil {
+		s.takeBack(ctx, name, opts.UserMetadata[metaWriter])
+	}
+	return err
+}
+
+// takeBack removes an object that a request made of which the answer was not waited
+// for. What comes to the server only later stays.
+func (s *S3) takeBack(ctx context.Context, name, writer string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTime)
+	defer cancel()
+	if o, err := s.stat(ctx, name); err == nil && o.UserMetadata[metaWriter] == writer {
+		_ = s.Delete(ctx, name)
+	}
 }
 
 func (s *S3) stat(ctx context.Context, name string) (minio.ObjectInfo, error) {

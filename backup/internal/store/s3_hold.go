@@ -91,7 +91,8 @@ func (h *s3Hold) keep() {
 			h.mu.Unlock()
 			return
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), h.s.o.HoldTime/4)
+		// Five that hang make a holder lost, and no fewer.
+		ctx, cancel := context.WithTimeout(context.Background(), h.s.o.HoldTime/12)
 		began := time.Now()
 		_, err := h.s.stat(ctx, h.name)
 		if err == nil {

@@ -104,11 +104,9 @@ func FuzzBuildOver(f *testing.F) {
 		// base on all have.
 		old := size / format.MinChunk
 		for i, last := int64(0), int64(-1); i < int64(len(changed))+more/format.MinChunk+2; i++ {
-			next := last + 1
+			next := max(old, last+1)
 			if i < int64(len(changed)) {
-				next = min(last+1+int64(changed[i])*int64(changed[i]), max(old, last+1))
-			} else {
-				next = max(old, last+1)
+				next = min(last+1+int64(changed[i])*int64(changed[i]), next)
 			}
 			if next*format.MinChunk >= shape.Size {
 				break
