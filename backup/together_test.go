@@ -61,8 +61,8 @@ func TestAllTogether(t *testing.T) {
 		"bucket, lost answers": func(t *testing.T) another { return bucketStore(t, 11) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && name != "folder" {
-				t.Skip("a server takes its time")
+			if name != "folder" {
+				long(t)
 			}
 			together(t, make(t))
 		})

@@ -314,6 +314,28 @@ func runBackupShow(ctx context.Context, a *app, id string) error {
 	return a.print(b, func(w io.Writer) { a.writeBackup(w, b) })
 }
 
+// fullIDs finds backups and returns their full ids.
+func (a *app) fullIDs(ctx context.Context, repo *backup.Repository, ids []string) ([]string, error) {
+	full := make([]string, len(ids))
+	for i, id := range ids {
+		b, err := a.findBackup(ctx, repo, id)
+		if err != nil {
+			return nil, err
+		}
+		full[i] = b.ID
+	}
+	return full, nil
+}
+
+// deleteBackups deletes backups; the error says which of them are gone.
+func deleteBackups(ctx context.Context, repo *backup.Repository, ids []string) ([]string, backup.PruneReport, error) {
+	deleted, report, err := repo.Delete(ctx, ids...)
+	if err != nil && len(deleted) > 0 {
+		err = fmt.Errorf("deleted %s, then: %w", strings.Join(deleted, ", "), err)
+	}
+	return deleted, report, err
+}
+
 // findBackup gets a backup and suggests others when there is none such.
 func (a *app) findBackup(ctx context.Context, repo *backup.Repository, id string) (backup.Backup, error) {
 	b, err := repo.Get(ctx, id)
@@ -408,11 +430,8 @@ func runBackupDelete(ctx context.Context, a *app, o backupDeleteOptions, ids []s
 	if err := a.confirm("delete", loss, o.yes); err != nil {
 		return err
 	}
-	deleted, report, err := repo.Delete(ctx, full...)
+	deleted, report, err := deleteBackups(ctx, repo, full)
 	if err != nil {
-		if len(deleted) > 0 {
-			return fmt.Errorf("deleted %s, then: %w", strings.Join(deleted, ", "), err)
-		}
 		return err
 	}
 	result := deletedBackups{deleted, report}

@@ -79,12 +79,8 @@ func runBackupCopy(ctx context.Context, a *app, o copyOptions, ids []string) err
 		return err
 	}
 	defer repo.Close()
-	for i, id := range ids {
-		b, err := a.findBackup(ctx, repo, id)
-		if err != nil {
-			return err
-		}
-		ids[i] = b.ID
+	if ids, err = a.fullIDs(ctx, repo, ids); err != nil {
+		return err
 	}
 	if chosen {
 		if ids, err = o.choose(ctx, repo); err != nil {

@@ -59,12 +59,8 @@ func runBackupDiff(ctx context.Context, a *app, o diffOptions, ids []string) err
 		return err
 	}
 	defer repo.Close()
-	for i, id := range ids {
-		b, err := a.findBackup(ctx, repo, id)
-		if err != nil {
-			return err
-		}
-		ids[i] = b.ID
+	if ids, err = a.fullIDs(ctx, repo, ids); err != nil {
+		return err
 	}
 	shown := int64(0)
 	result, err := repo.Diff(ctx, backup.DiffOptions{A: ids[0], B: ids[1], Volume: o.volume}, func(r backup.Range) error {

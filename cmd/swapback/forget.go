@@ -121,11 +121,8 @@ func runBackupForget(ctx context.Context, a *app, o forgetOptions) error {
 		if err := a.confirm("delete", loss, o.yes); err != nil {
 			return err
 		}
-		deleted, report, err := repo.Delete(ctx, ids...)
+		_, report, err := deleteBackups(ctx, repo, ids)
 		if err != nil {
-			if len(deleted) > 0 {
-				return fmt.Errorf("deleted %s, then: %w", strings.Join(deleted, ", "), err)
-			}
 			return err
 		}
 		result.PruneReport = report

@@ -101,12 +101,8 @@ func runVerify(ctx context.Context, a *app, o verifyOptions, ids []string) error
 		return err
 	}
 	defer repo.Close()
-	for i, id := range ids {
-		b, err := a.findBackup(ctx, repo, id)
-		if err != nil {
-			return err
-		}
-		ids[i] = b.ID
+	if ids, err = a.fullIDs(ctx, repo, ids); err != nil {
+		return err
 	}
 	p := a.newProgress()
 	options := backup.VerifyOptions{StructureOnly: o.structureOnly, Progress: p.update}

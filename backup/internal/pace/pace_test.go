@@ -188,7 +188,7 @@ func TestMachine(t *testing.T) {
 		if text, err := os.ReadFile("/proc/pressure/io"); err == nil {
 			t.Fatalf("there is a pressure: %s", text)
 		}
-		t.Skip(err)
+		return // it says so where there is none, and nowhere else
 	}
 	if err != nil {
 		t.Fatal(err)
