@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -204,4 +205,48 @@ func TestS3Errors(t *testing.T) {
 	if _, err := none.List(t.Context(), "packs"); !errors.Is(err, store.ErrNotExist) {
 		t.Errorf("no bucket: %v", err)
 	}
+}
+
+// A lock that is called off while the server makes its object leaves nothing that
+// others would wait for.
+func TestS3CalledOff(t *testing.T) {
+	server := s3test.Start(t)
+	proxy := s3test.NewProxy(t, server, func(_ int, r *http.Request) s3test.Fault {
+		if r.Method == http.MethodPut {
+			return s3test.Slow
+		}
+		return s3test.None
+	})
+	s := openS3(t, server.Location(proxy.Addr, "x"), store.S3Options{})
+	look := openS3(t, server.Location(server.Addr, "x"), store.S3Options{})
+	there := func() int {
+		infos, err := look.List(t.Context(), "locks")
+		if err != nil {
+			t.Error(err)
+		}
+		return len(infos)
+	}
+	for range 100 {
+		ctx, cancel := context.WithCancel(t.Context())
+		var looking sync.WaitGroup
+		looking.Go(func() {
+			for ctx.Err() == nil && there() == 0 {
+			}
+			cancel()
+		})
+		lock, err := s.Lock(ctx, "locks/x")
+		cancel()
+		looking.Wait()
+		if err == nil { // the answer was quicker
+			if err := lock.Release(); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if n := there(); n != 0 {
+			t.Errorf("%d objects are left of a lock that was called off: %v", n, err)
+		}
+		return
+	}
+	t.Error("no lock was called off in time")
 }
