@@ -29,6 +29,8 @@ var rooms = map[string][]string{
 	"ublk":               {"failpoint", "ublk/uring"},
 	"ublk/examples":      {"ublk"},
 	"ublk/uring":         {},
+	"nvmeof":             {"failpoint", "ublk/uring"},
+	"nvmeof/examples":    {"nvmeof"},
 	"backup":             {"failpoint"},
 	"holders":            {},
 	"api":                {},
