@@ -146,9 +146,11 @@ const (
 	opFsync      = 3
 	opReadFixed  = 4
 	opWriteFixed = 5
+	opSendMsg    = 9
 	opFallocate  = 17
 	opRead       = 22
 	opWrite      = 23
+	opRecv       = 27
 	opMsgRing    = 40
 	opURingCmd   = 46
 )

@@ -46,6 +46,24 @@ func (s *SQE) rw(op uint8, fd int32, addr uintptr, n uint32, off uint64) {
 	s.Off = off
 }
 
+// PrepRecv receives up to n bytes from a socket into addr. With wait it does not
+// try at once, which is right where nothing is expected to be there yet.
+func (s *SQE) PrepRecv(fd int32, addr uintptr, n uint32, wait bool) {
+	const pollFirst = 1 << 0 // IORING_RECVSEND_POLL_FIRST (kernel 5.19)
+	s.rw(opRecv, fd, addr, n, 0)
+	if wait {
+		s.IOPrio = pollFirst
+	}
+}
+
+// PrepSendMsg sends what the struct msghdr at addr gathers, with MSG_ flags. With
+// MSG_WAITALL a short result is rare; one without is common. The header and its
+// vector are read when the entry is submitted, the data until it completes.
+func (s *SQE) PrepSendMsg(fd int32, msghdr uintptr, flags uint32) {
+	s.rw(opSendMsg, fd, msghdr, 1, 0)
+	s.OpFlags = flags
+}
+
 // PrepFsync flushes the file; flags 0 or FsyncDatasync.
 func (s *SQE) PrepFsync(fd int32, flags uint32) {
 	s.Opcode = opFsync

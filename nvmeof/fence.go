@@ -1,0 +1,64 @@
+package nvmeof
+
+import (
+	"context"
+	"sync"
+)
+
+// fence lets others wait until a queue has carried out all that had arrived when
+// they asked; see controller.fenceOthers.
+type fence struct {
+	mu      sync.Mutex
+	asked   uint64
+	passed  uint64
+	changed chan struct{} // closed, and another one made, when passed grows
+}
+
+// askFence asks and returns what awaitFence is to wait for.
+func (q *queue) askFence() uint64 {
+	q.fence.mu.Lock()
+	q.fence.asked++
+	n := q.fence.asked
+	q.fence.mu.Unlock()
+	q.wake()
+	return n
+}
+
+// awaitFence waits until the queue has passed or has ended, or the context has, and
+// tells whether it was the context.
+func (q *queue) awaitFence(ctx context.Context, n uint64) bool {
+	for {
+		q.fence.mu.Lock()
+		passed, changed := q.fence.passed >= n, q.fence.changed
+		q.fence.mu.Unlock()
+		if passed {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-q.ended:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// fenceAsked is what passFence may be called with, once all that has arrived by now
+// was carried out.
+func (q *queue) fenceAsked() uint64 {
+	q.fence.mu.Lock()
+	defer q.fence.mu.Unlock()
+	return q.fence.asked
+}
+
+func (q *queue) passFence(n uint64) {
+	q.fence.mu.Lock()
+	defer q.fence.mu.Unlock()
+	if n <= q.fence.passed {
+		return
+	}
+	q.fence.passed = n
+	close(q.fence.changed)
+	q.fence.changed = make(chan struct{})
+}

@@ -1,0 +1,365 @@
+package nvmeof
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/swapback/swapback/nvmeof/wire"
+	"github.com/swapback/swapback/ublk/uring"
+)
+
+// ringLoop serves an I/O queue by a ring of its own, on a thread of its own: one
+// system call submits what the disk is to do and what the host is to get, and waits
+// for whichever comes first, from the one or the other.
+type ringLoop struct {
+	q    *queue
+	ring *uring.Ring
+	fd   int32
+
+	receiving bool // a receive is under way
+	asked     int  // for so many bytes
+	sends     bool // a send is
+	sending   output
+	drained   bool // the last receive has taken all there was
+	unsent    [][]byte
+	iov       []unix.Iovec
+	msg       unix.Msghdr
+	sentAt    time.Time // since when the send is under way; zero: see wait
+	waking    bool      // the read of the eventfd is under way
+	ending    bool      // what completes is not answered any more
+	err       error     // of the connection
+
+	fence, passed uint64
+}
+
+// What a completion belongs to; the low half is a command's index.
+const (
+	kindBackend = 1 << 32
+	kindReceive = 2 << 32
+	kindSend    = 3 << 32
+	kindWake    = 4 << 32
+	kindMask    = 0xffffffff << 32
+)
+
+// wakeSink is where the kernel puts the eventfd counts, which nobody reads.
+var wakeSink [8]byte
+
+// maxParts is how many pieces one send takes (UIO_MAXIOV).
+const maxParts = 1024
+
+// maxTries bounds how often one backend operation that answers EAGAIN is issued
+// again before the command fails.
+const maxTries = 1000
+
+// planRing has the ring's loop take over.
+func (q *queue) planRing() {
+	n := len(q.commands)
+	q.handOver = true
+	q.ring = &ringLoop{q: q, iov: make([]unix.Iovec, 0, min(2*n+2, maxParts))}
+	q.ring.sending.parts = make([][]byte, 0, 2*n+2)
+	q.ring.sending.freed = make([]uint16, 0, n)
+}
+
+// ringLoop is the rest of the queue's life, unless there can be no ring.
+func (q *queue) ringLoop() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	r := q.ring
+	if err := r.open(); err != nil {
+		q.log.Warn("nvmeof: no io_uring; files are served by system calls that wait", "queue", q.id, "err", err)
+		q.ring = nil
+		return q.pollLoop()
+	}
+	r.err = r.run()
+	r.end()
+	return r.err
+}
+
+func (r *ringLoop) open() error {
+	q := r.q
+	raw, err := q.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// The connection is closed by this goroutine, after the ring.
+	if err := raw.Control(func(fd uintptr) { r.fd = int32(fd) }); err != nil {
+		return err
+	}
+	wakeFD, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	n := uint32(len(q.commands) + 4)
+	if r.ring, err = uring.NewQueue(n, 2*n); err != nil {
+		_ = unix.Close(wakeFD)
+		return err
+	}
+	q.waking.Lock()
+	q.wakeFD = wakeFD
+	q.waking.Unlock()
+	q.woken.Store(true) // somebody may have called before
+	return nil
+}
+
+// run serves until the connection ends.
+func (r *ringLoop) run() error {
+	q := r.q
+	for {
+		if err := q.turn(); err != nil {
+			return err
+		}
+		r.send()
+		if q.full && !r.sends {
+			continue // the output is another one now
+		}
+		r.receive()
+		r.watch()
+		if err := r.wait(); err != nil {
+			return err
+		}
+		if err := r.reap(); err != nil {
+			return err
+		}
+		if r.fence != r.passed {
+			r.tryFence()
+		}
+	}
+}
+
+// entry is a free one; a full ring is submitted first.
+func (r *ringLoop) entry() *uring.SQE {
+	for {
+		if e := r.ring.NextSQE(); e != nil {
+			return e
+		}
+		if err := r.ring.Enter(0); err != nil {
+			panic(fmt.Sprintf("the ring takes nothing: %v", err)) // it is broken
+		}
+	}
+}
+
+func addr(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
+// receive asks for more input, unless there is no room for the answers to it.
+func (r *ringLoop) receive() {
+	if r.receiving || r.q.full {
+		return
+	}
+	space := r.q.inputSpace()
+	e := r.entry()
+	e.PrepRecv(r.fd, addr(space), uint32(len(space)), r.drained)
+	e.UserData = kindReceive
+	r.receiving, r.asked = true, len(space)
+}
+
+// watch keeps a read of the eventfd under way.
+func (r *ringLoop) watch() {
+	if r.waking {
+		return
+	}
+	e := r.entry()
+	e.PrepRead(int32(r.q.wakeFD), addr(wakeSink[:]), 8, ^uint64(0))
+	e.UserData = kindWake
+	r.waking = true
+}
+
+// send begins to send what there is, while the next output fills.
+func (r *ringLoop) send() {
+	q := r.q
+	if r.sends || q.out.empty() {
+		return
+	}
+	q.out.cut()
+	q.out, r.sending = r.sending, q.out
+	r.unsent = r.sending.parts
+	r.sends, r.sentAt = true, time.Time{}
+	r.sendParts()
+}
+
+func (r *ringLoop) sendParts() {
+	r.iov = r.iov[:0]
+	for _, part := range r.unsent[:min(len(r.unsent), maxParts)] {
+		r.iov = append(r.iov, unix.Iovec{Base: unsafe.SliceData(part), Len: uint64(len(part))})
+	}
+	r.msg = unix.Msghdr{Iov: unsafe.SliceData(r.iov), Iovlen: uint64(len(r.iov))}
+	e := r.entry()
+	e.PrepSendMsg(r.fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_WAITALL|unix.MSG_NOSIGNAL)
+	e.UserData = kindSend
+}
+
+// sent books n bytes of the send.
+func (r *ringLoop) sent(n int) {
+	for len(r.unsent) > 0 && n >= len(r.unsent[0]) {
+		n -= len(r.unsent[0])
+		r.unsent = r.unsent[1:]
+	}
+	if len(r.unsent) > 0 {
+		r.unsent[0] = r.unsent[0][n:]
+		r.sentAt = time.Time{}
+		r.sendParts()
+		return
+	}
+	r.sends = false
+	r.q.sent(&r.sending)
+}
+
+// A send of few bytes is nearly always done when it is submitted: the wait is then
+// for what comes after it, which saves a system call. It is a short one, because the
+// kernel does not go on with a send that found no room before as many completions
+// are due as are waited for.
+const (
+	sendFew   = 16 << 10
+	sendShort = time.Millisecond
+)
+
+// wait submits, and waits for a completion or until something is due.
+func (r *ringLoop) wait() error {
+	q := r.q
+	if r.receiving {
+		q.waitsInPDU()
+	}
+	if r.sends && r.sentAt.IsZero() {
+		r.sentAt = time.Now()
+		if r.sending.bytes <= sendFew {
+			if err := r.ring.EnterTimeout(2, sendShort); err != uring.ErrTimeout {
+				return err
+			}
+			return nil
+		}
+	}
+	due := q.deadline()
+	if r.sends {
+		if late := r.sentAt.Add(q.target.opt.Patience); due.IsZero() || late.Before(due) {
+			due = late
+		}
+	}
+	if due.IsZero() {
+		return r.ring.Enter(1)
+	}
+	err := r.ring.EnterTimeout(1, max(time.Until(due), 0))
+	if err != uring.ErrTimeout {
+		return err
+	}
+	if r.sends && time.Since(r.sentAt) >= q.target.opt.Patience {
+		return fmt.Errorf("the host has not taken what it was sent for %v", q.target.opt.Patience)
+	}
+	return q.due()
+}
+
+// reap takes all completions that are there. The error is the connection's.
+func (r *ringLoop) reap() (err error) {
+	defer r.q.recovered(&err)
+	for c := r.ring.Peek(); c != nil; c = r.ring.Peek() {
+		data, res := c.UserData, c.Res
+		r.ring.Advance()
+		switch data & kindMask {
+		case kindBackend:
+			r.completed(&r.q.commands[uint16(data)], res)
+		case kindReceive:
+			r.receiving = false
+			err = r.received(res, err)
+		case kindSend:
+			err = r.sendEnded(res, err)
+		case kindWake:
+			r.waking = false
+			r.fence = r.q.fenceAsked()
+		}
+	}
+	return err
+}
+
+func (r *ringLoop) received(res int32, err error) error {
+	switch e := unix.Errno(-res); {
+	case res == 0:
+		return errPeerGone
+	case res > 0:
+		r.drained = int(res) < r.asked
+		r.q.received(int(res))
+	case e != unix.EAGAIN && e != unix.EINTR:
+		return fmt.Errorf("receiving: %w", e)
+	}
+	return err
+}
+
+func (r *ringLoop) sendEnded(res int32, err error) error {
+	switch e := unix.Errno(-res); {
+	case res >= 0:
+		r.sent(int(res))
+	case e == unix.EAGAIN || e == unix.EINTR:
+		r.sent(0)
+	default:
+		r.sends = false
+		return fmt.Errorf("sending: %w", e)
+	}
+	return err
+}
+
+// tryFence tells those who wait that all is carried out that had arrived when they
+// asked, if it is so.
+func (r *ringLoop) tryFence() {
+	q := r.q
+	if q.flight > 0 || q.full || !r.receiving {
+		return
+	}
+	// Nothing in the socket, and then no receive that has taken something.
+	if n, err := unix.IoctlGetInt(int(r.fd), unix.TIOCINQ); err != nil || n > 0 {
+		return
+	}
+	if r.ring.Enter(0) == nil && r.ring.Peek() == nil {
+		r.passed = r.fence
+		q.passFence(r.fence)
+	}
+}
+
+// end waits until nothing is under way in the ring, and gives it back.
+func (r *ringLoop) end() {
+	q := r.q
+	if _, ok := errors.AsType[*wire.Fault](r.err); ok {
+		r.sayFarewell()
+	}
+	_ = q.conn.CloseRead()
+	_ = q.conn.CloseWrite()
+	q.wake()
+	r.ending = true
+	var err error
+	for err == nil && (r.receiving || r.sends || r.waking || q.flight > 0) {
+		if err = r.ring.Enter(1); err == nil {
+			_ = r.reap()
+		}
+	}
+	if err != nil {
+		// Whatever is still under way may write to the buffers: they stay mapped.
+		q.log.Error("nvmeof: the ring is broken", "queue", q.id, "err", err)
+		q.memory = nil
+	}
+	q.waking.Lock()
+	_ = unix.Close(q.wakeFD)
+	q.wakeFD = -1
+	q.waking.Unlock()
+	_ = r.ring.Close()
+}
+
+// sayFarewell is queue.sayFarewell, by the ring.
+func (r *ringLoop) sayFarewell() {
+	q := r.q
+	until := time.Now().Add(farewell)
+	shut := false
+	for q.closing.Load() == nil {
+		r.send()
+		if !r.sends && !shut {
+			shut = true
+			_ = q.conn.CloseWrite()
+		}
+		q.in.r, q.in.w, q.taking.command, q.full = 0, 0, -1, false
+		r.receive()
+		left := time.Until(until)
+		if left <= 0 || r.ring.EnterTimeout(1, left) != nil || r.reap() != nil {
+			return
+		}
+	}
+}
