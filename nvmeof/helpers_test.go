@@ -32,6 +32,8 @@ type rig struct {
 	ns     *Namespace
 	memory *Memory
 	addr   string
+
+	serving []chan error
 }
 
 func newRig(t *testing.T, opt Options) *rig {
@@ -57,6 +59,11 @@ func newRig(t *testing.T, opt Options) *rig {
 		defer cancel()
 		if err := target.Close(ctx); err != nil {
 			t.Error(err)
+		}
+		for _, ended := range r.serving {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
 		}
 		if n := target.Connections(); n != 0 {
 			t.Errorf("%d connections are left", n)
@@ -87,11 +94,7 @@ func (r *rig) listen(addr string) string {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- r.target.Serve(l) }()
-	r.t.Cleanup(func() {
-		if err := <-ended; err != nil {
-			r.t.Error(err)
-		}
-	})
+	r.serving = append(r.serving, ended)
 	eventually(r.t, "the port is there", func() bool {
 		r.target.mu.Lock()
 		defer r.target.mu.Unlock()
