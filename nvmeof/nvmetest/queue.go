@@ -163,18 +163,8 @@ func (s *Sent) Wait() (wire.CQE, error) {
 
 // Send is Do that does not wait.
 func (q *Queue) Send(cmd *wire.SQE, out, in []byte) (*Sent, error) {
-	p := &pending{in: in, out: out, done: make(chan wire.CQE, 1)}
-	q.mu.Lock()
-	for {
-		q.next++
-		if q.pending[q.next] == nil {
-			break
-		}
-	}
-	cid := q.next
-	q.pending[cid] = p
-	q.mu.Unlock()
-	cmd.CID, cmd.Flags = cid, cmd.Flags|wire.FlagSGL
+	s := q.register(out, in)
+	cmd.CID, cmd.Flags = s.CID, cmd.Flags|wire.FlagSGL
 	var capsule []byte
 	switch {
 	case len(out) > 0 && (len(out) <= q.InCapsule || cmd.Opcode == wire.OpFabrics):
@@ -183,7 +173,34 @@ func (q *Queue) Send(cmd *wire.SQE, out, in []byte) (*Sent, error) {
 	case len(out)+len(in) > 0:
 		cmd.SGL = wire.SGL{Length: uint32(len(out) + len(in)), Type: wire.SGLTransport}
 	}
-	return &Sent{q, p, cid}, q.SendCommand(cmd, capsule)
+	return s, q.SendCommand(cmd, capsule)
+}
+
+// DoRaw sends a command as it is, but for its CID, with data in its capsule, and
+// waits for its completion. It expects no data.
+func (q *Queue) DoRaw(cmd wire.SQE, capsule []byte) error {
+	s := q.register(nil, nil)
+	cmd.CID = s.CID
+	if err := q.SendCommand(&cmd, capsule); err != nil {
+		return err
+	}
+	_, err := s.Wait()
+	return err
+}
+
+// register gives a command its identifier.
+func (q *Queue) register(out, in []byte) *Sent {
+	p := &pending{in: in, out: out, done: make(chan wire.CQE, 1)}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for {
+		q.next++
+		if q.pending[q.next] == nil {
+			break
+		}
+	}
+	q.pending[q.next] = p
+	return &Sent{q, p, q.next}
 }
 
 // SendCommand sends a command as it is, with data in its capsule, and registers
