@@ -110,6 +110,9 @@ func (r *ringLoop) open() error {
 func (r *ringLoop) run() error {
 	q := r.q
 	for {
+		if q.woken.Load() {
+			r.fence = q.fenceAsked()
+		}
 		if err := q.turn(); err != nil {
 			return err
 		}
@@ -214,7 +217,7 @@ func (r *ringLoop) sent(n int) {
 // are due as are waited for.
 const (
 	sendFew   = 16 << 10
-	sendShort = time.Millisecond
+	shortWait = time.Millisecond
 )
 
 // wait submits, and waits for a completion or until something is due.
@@ -223,10 +226,17 @@ func (r *ringLoop) wait() error {
 	if r.receiving {
 		q.waitsInPDU()
 	}
+	if r.fence != r.passed {
+		// Look again soon: what it still waits for need not complete anything.
+		if err := r.ring.EnterTimeout(1, shortWait); err != uring.ErrTimeout {
+			return err
+		}
+		return nil
+	}
 	if r.sends && r.sentAt.IsZero() {
 		r.sentAt = time.Now()
 		if r.sending.bytes <= sendFew {
-			if err := r.ring.EnterTimeout(2, sendShort); err != uring.ErrTimeout {
+			if err := r.ring.EnterTimeout(2, shortWait); err != uring.ErrTimeout {
 				return err
 			}
 			return nil
@@ -267,7 +277,6 @@ func (r *ringLoop) reap() (err error) {
 			err = r.sendEnded(res, err)
 		case kindWake:
 			r.waking = false
-			r.fence = r.q.fenceAsked()
 		}
 	}
 	return err
