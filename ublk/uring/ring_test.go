@@ -403,3 +403,40 @@ func TestSparseBuffersAreEmpty(t *testing.T) {
 		t.Errorf("reading into an empty slot: %v, want EFAULT", unix.Errno(-c.Res))
 	}
 }
+
+// TestSocket: what one side gathers is received at the other, and a receive that
+// waits comes back when there is something.
+func TestSocket(t *testing.T) {
+	r := queueRing(t, 8, 0)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(pair[0]); unix.Close(pair[1]) })
+	mem := memory(t, 4096)
+	for _, wait := range []bool{true, false} {
+		clear(mem)
+		s := r.NextSQE()
+		s.PrepRecv(int32(pair[1]), addr(mem), uint32(len(mem)), wait)
+		s.UserData = 1
+		if err := r.Enter(0); err != nil || r.Peek() != nil {
+			t.Fatalf("a receive from an empty socket: %v", err)
+		}
+		first, second := []byte("to "), []byte("gather")
+		iov := []unix.Iovec{{Base: &first[0], Len: 3}, {Base: &second[0], Len: 6}}
+		msg := (*unix.Msghdr)(unsafe.Pointer(&mem[2048])) // a stack may move
+		*msg = unix.Msghdr{Iov: &iov[0], Iovlen: 2}
+		s = r.NextSQE()
+		s.PrepSendMsg(int32(pair[0]), addr(mem[2048:]), unix.MSG_WAITALL|unix.MSG_NOSIGNAL)
+		s.UserData = 2
+		for range 2 {
+			if c := one(t, r); c.Res != 9 {
+				t.Errorf("completion %d: %d", c.UserData, c.Res)
+			}
+		}
+		if got := string(mem[:9]); got != "to gather" {
+			t.Errorf("got %q", got)
+		}
+		runtime.KeepAlive(iov)
+	}
+}
