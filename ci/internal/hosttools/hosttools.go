@@ -34,6 +34,7 @@ func VM() []Tool {
 		{"mkfs.xfs", "xfsprogs", "filesystems to test with", true},
 		{"mkfs.btrfs", "btrfs-progs", "disks that carry something", true},
 		{"mkfs.vfat", "dosfstools", "disks that carry something", true},
+		{"nvme", "nvme-cli", "connecting to NVMe/TCP targets in tests", true},
 		{"sqlite3", "sqlite3", "the ledger of the demo", true},
 		{"dmsetup", "dmsetup", "a second opinion on device-mapper tables, in tests only", true},
 		{"lsblk", "util-linux", "a second opinion on block devices, in tests only", true},
