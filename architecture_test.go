@@ -46,7 +46,7 @@ var rooms = map[string][]string{
 }
 
 // testOnly are libraries that must not be linked into the product.
-var testOnly = []string{"testing", "go.uber.org/goleak", "github.com/cilium/ebpf", "github.com/google/go-cmp"}
+var testOnly = []string{"testing", module + "/nvmeof/nvmetest", "go.uber.org/goleak", "github.com/cilium/ebpf", "github.com/google/go-cmp"}
 
 type pkg struct {
 	ImportPath string

@@ -22,7 +22,7 @@ func BenchmarkRead(b *testing.B) {
 		{4 << 10, 1, false}, {4 << 10, 32, false}, {128 << 10, 8, false},
 	} {
 		b.Run(fmt.Sprintf("%dk,depth=%d,ring=%v", v.bytes>>10, v.depth, !v.noRing), func(b *testing.B) {
-			benchmarkRead(b, v.bytes, v.depth, Options{NoRing: v.noRing, Logger: slog.New(slog.DiscardHandler)})
+			benchmarkRead(b, v.bytes, v.depth, Options{NoRing: v.noRing, ringAlways: !v.noRing, Logger: slog.New(slog.DiscardHandler)})
 		})
 	}
 }

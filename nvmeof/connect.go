@@ -39,8 +39,8 @@ func (q *queue) firstCommand(c *command) error {
 		return nil
 	}
 	q.state = stateIO
-	if !q.target.opt.NoRing {
-		q.planRing()
+	if q.target.opt.ringAlways {
+		q.ringPlan = ringWanted
 	}
 	return q.openMemory()
 }

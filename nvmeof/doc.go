@@ -26,8 +26,9 @@
 //	input is empty, or the output full
 //	  -> all answers are sent by one system call
 //
-// Every connection begins on Go's network poller (pollLoop). An I/O queue goes on
-// with a ring of its own on a thread of its own (ringLoop): one io_uring_enter submits
+// Every connection begins on Go's network poller (pollLoop). An I/O queue that meets a
+// namespace with a file goes on with a ring of its own on a thread of its own
+// (ringLoop): one io_uring_enter submits
 // what the disk is to do, what the host is to get and the wish for more, and waits for
 // whichever comes first. Where there can be no ring the poller goes on, and files are
 // served by system calls that wait.

@@ -18,6 +18,7 @@ import (
 // fileRig is a rig whose namespace 2 is a file.
 func fileRig(t *testing.T, opt Options) (*rig, *Namespace, string) {
 	t.Helper()
+	opt.ringAlways = false // it comes when the file is met
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, make([]byte, testSize), 0o600); err != nil {
 		t.Fatal(err)

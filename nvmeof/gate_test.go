@@ -19,7 +19,7 @@ import (
 // eachLoop runs a test with the ring's loop and with the poller's.
 func eachLoop(t *testing.T, f func(t *testing.T, opt Options)) {
 	for _, noRing := range []bool{false, true} {
-		t.Run(fmt.Sprintf("ring %v", !noRing), func(t *testing.T) { f(t, Options{NoRing: noRing}) })
+		t.Run(fmt.Sprintf("ring %v", !noRing), func(t *testing.T) { f(t, Options{NoRing: noRing, ringAlways: !noRing}) })
 	}
 }
 

@@ -190,7 +190,7 @@ func variants(t *testing.T, f func(t *testing.T, opt Options, change func(*nvmet
 	} {
 		for _, noRing := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, ring %v", v.name, !noRing), func(t *testing.T) {
-				f(t, Options{NoRing: noRing}, func(c *nvmetest.Config) { c.Options, c.Flow = v.opt, v.flow })
+				f(t, Options{NoRing: noRing, ringAlways: !noRing}, func(c *nvmetest.Config) { c.Options, c.Flow = v.opt, v.flow })
 			})
 		}
 	}

@@ -38,6 +38,9 @@ func (q *queue) attachNew(nsid uint32) *attachment {
 	}
 	q.attached[nsid] = a
 	n.gate.attach(a)
+	if n.backend.file != nil && q.ringPlan == ringUnneeded && !q.target.opt.NoRing {
+		q.ringPlan = ringWanted // this command still goes without
+	}
 	return a
 }
 

@@ -52,6 +52,8 @@ type Options struct {
 	// queue, even where io_uring is there. It is for machines where rings are
 	// many, but little memory may be locked, and for tests.
 	NoRing bool
+
+	ringAlways bool // in tests: also without files
 }
 
 // maxAdminCapsule is what hosts send along with an admin or Fabrics command,

@@ -10,8 +10,8 @@ import (
 )
 
 // pollLoop serves a connection by Go's network poller: every connection until it is
-// connected, admin queues, and I/O queues where there is no ring. It ends without
-// an error when the ring's loop is to go on.
+// connected, admin queues, and I/O queues that have met no file, or where there is no
+// ring. It ends without an error when the ring's loop is to go on.
 func (q *queue) pollLoop() error {
 	p := &poller{q: q}
 	p.reader, p.writer = p.read, p.write
@@ -30,7 +30,7 @@ func (q *queue) pollLoop() error {
 				return err
 			}
 		}
-		if q.handOver {
+		if q.ringPlan == ringWanted {
 			return nil
 		}
 		if q.full {

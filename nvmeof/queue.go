@@ -58,8 +58,9 @@ type queue struct {
 	detached []*attachment // of namespaces that are gone
 	scratch  []byte        // of Compare
 	req      Request       // handed to a Handler, used again and again
-	ring     *ringLoop
-	handOver bool // to the ring's loop
+	second   []byte        // buffer of another output, for the ring's loop
+	ring     *ringLoop     // nil: the poller's loop runs
+	ringPlan ringPlan
 
 	taking  payload
 	direct  bool // what is received goes to taking.left
@@ -80,6 +81,15 @@ type queue struct {
 	ended   chan struct{}
 	fence   fence
 }
+
+// ringPlan is whether a queue goes on with a ring.
+type ringPlan uint8
+
+const (
+	ringUnneeded ringPlan = iota // there was no command for a file
+	ringWanted                   // the poller's loop is to end, and the ring's to begin
+	ringSettled                  // it has, or there is to be none
+)
 
 // payload is the data of a PDU that is being received.
 type payload struct {
@@ -186,9 +196,7 @@ func (q *queue) openMemory() error {
 	q.in = input{buf: in, w: copy(in, q.in.bytes())}
 	old := q.out.buf
 	q.out.buf = append(take(out)[:0], old...)
-	if q.ring != nil {
-		q.ring.sending.buf = take(out)[:0]
-	}
+	q.second = take(out)[:0]
 	for i := range q.commands {
 		q.commands[i].buffer = take(most)
 	}
@@ -198,8 +206,7 @@ func (q *queue) openMemory() error {
 // serve is the connection's life.
 func (q *queue) serve() {
 	err := q.pollLoop()
-	if q.handOver {
-		q.handOver = false
+	if err == nil && q.ringPlan == ringWanted {
 		err = q.ringLoop()
 	}
 	if why := q.closing.Load(); why != nil {

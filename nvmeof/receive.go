@@ -15,7 +15,7 @@ func stack() string { return string(debug.Stack()) }
 func (q *queue) consume() error {
 	q.full = false
 	for {
-		if q.out.room() < (len(q.commands)+2)*headerRoom || q.bytesWaiting() || q.handOver {
+		if q.out.room() < (len(q.commands)+2)*headerRoom || q.bytesWaiting() || q.ringPlan == ringWanted {
 			q.full = true
 			return nil
 		}

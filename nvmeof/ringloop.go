@@ -13,8 +13,8 @@ import (
 	"github.com/swapback/swapback/ublk/uring"
 )
 
-// ringLoop serves an I/O queue by a ring of its own, on a thread of its own: one
-// system call submits what the disk is to do and what the host is to get, and waits
+// ringLoop serves an I/O queue that has met a file, by a ring of its own on a thread of
+// its own: one system call submits what the disk is to do and what the host is to get, and waits
 // for whichever comes first, from the one or the other.
 type ringLoop struct {
 	q    *queue
@@ -56,25 +56,19 @@ const maxParts = 1024
 // again before the command fails.
 const maxTries = 1000
 
-// planRing has the ring's loop take over.
-func (q *queue) planRing() {
-	n := len(q.commands)
-	q.handOver = true
-	q.ring = &ringLoop{q: q, iov: make([]unix.Iovec, 0, min(2*n+2, maxParts))}
-	q.ring.sending.parts = make([][]byte, 0, 2*n+2)
-	q.ring.sending.freed = make([]uint16, 0, n)
-}
-
 // ringLoop is the rest of the queue's life, unless there can be no ring.
 func (q *queue) ringLoop() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	r := q.ring
+	q.ringPlan = ringSettled
+	n := len(q.commands)
+	r := &ringLoop{q: q, iov: make([]unix.Iovec, 0, min(2*n+2, maxParts))}
+	r.sending = output{buf: q.second, parts: make([][]byte, 0, 2*n+2), freed: make([]uint16, 0, n)}
 	if err := r.open(); err != nil {
 		q.log.Warn("nvmeof: no io_uring; files are served by system calls that wait", "queue", q.id, "err", err)
-		q.ring = nil
 		return q.pollLoop()
 	}
+	q.ring = r
 	r.err = r.run()
 	r.end()
 	return r.err
