@@ -83,11 +83,17 @@ func (q *queue) connect(conn wire.Connect, data wire.ConnectData) (wire.Status, 
 	case ctrl.host.id != h.id:
 		return invalid(0, true)
 	}
-	status, result := ctrl.addQueue(q, conn.QID)
-	if status == wire.Success {
-		q.ctrl, q.id = ctrl, conn.QID
+	reserved := int64(q.target.queueMemory(int(conn.SQSize) + 1))
+	if !q.target.reserve(reserved) {
+		return wire.ConnectBusy, 0
 	}
-	return status, result
+	status, result := ctrl.addQueue(q, conn.QID)
+	if status != wire.Success {
+		q.target.memory.Add(-reserved)
+		return status, result
+	}
+	q.ctrl, q.id, q.reserved = ctrl, conn.QID, reserved
+	return wire.Success, 0
 }
 
 func (q *queue) connectAdmin(s *Subsystem, h host, conn wire.Connect, id uint16) (wire.Status, uint64) {
@@ -136,6 +142,9 @@ func (q *queue) fabricsCommand(c *command) {
 		if status := q.ctrl.configure(uint32(p.Value)); status != wire.Success {
 			q.fail(c, status)
 			return
+		}
+		if p.Value&wire.CCEnable == 0 {
+			q.aers = q.aers[:0]
 		}
 		q.answer(c, wire.Success, 0)
 	case wire.FCConnect:

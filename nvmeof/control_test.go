@@ -330,6 +330,11 @@ func TestDiscovery(t *testing.T) {
 func TestReset(t *testing.T) {
 	r := newRig(t, Options{})
 	c := r.connect(func(c *nvmetest.Config) { c.Queues = 2 })
+	for range 2 * maxEventRequests { // a reset forgets them
+		if _, err := c.AwaitEvent(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := c.SetCC(6<<16 | 4<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -351,8 +356,17 @@ func TestReset(t *testing.T) {
 	if err := c.SetCC(6<<16 | 4<<20 | wire.CCEnable); err != nil {
 		t.Fatal(err)
 	}
+	event, err := c.AwaitEvent()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := c.AddQueue(1); err != nil {
 		t.Fatal(err)
+	}
+	select {
+	case cqe := <-event.Done():
+		t.Errorf("an event request after the reset: %v", cqe.Status)
+	default:
 	}
 	if err := c.IO[len(c.IO)-1].Read(1, 0, make([]byte, 512)); err != nil {
 		t.Error(err)

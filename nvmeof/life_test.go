@@ -225,6 +225,20 @@ func TestConnectionLimit(t *testing.T) {
 	}
 }
 
+// TestMemoryLimit: a queue that is too much may be tried again, and finds room when
+// another has gone.
+func TestMemoryLimit(t *testing.T) {
+	r := newRig(t, Options{MaxMemory: 40 << 20})
+	c := r.connect(func(c *nvmetest.Config) { c.Queues = 2 })
+	other := r.connect(func(c *nvmetest.Config) { c.Queues = 0 })
+	wantStatus(t, "a third queue", other.AddQueue(1), wire.ConnectBusy)
+	c.IO[0].Close()
+	eventually(t, "there is room again", func() bool { return other.AddQueue(1) == nil })
+	c.Close()
+	other.Close()
+	eventually(t, "all is given back", func() bool { return r.target.memory.Load() == 0 })
+}
+
 // openFiles counts the descriptors of this process.
 func openFiles(t *testing.T) int {
 	t.Helper()

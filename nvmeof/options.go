@@ -28,6 +28,9 @@ type Options struct {
 	// (128 KiB). Each I/O queue reserves QueueDepth times as much address space,
 	// and takes as much of it as its commands have filled.
 	MaxData int
+	// MaxMemory is how much address space the I/O queues of all hosts reserve
+	// together; a queue that is too much is told to try again (4 GiB).
+	MaxMemory int64
 	// InCapsule is how many bytes of a write may come along with the command, at
 	// most MaxData; a write that is larger waits for its turn (16 KiB).
 	InCapsule int
@@ -82,6 +85,9 @@ func (o Options) withDefaults() Options {
 	number(&o.MaxQueues, 16)
 	number(&o.QueueDepth, 128)
 	number(&o.MaxData, 128<<10)
+	if o.MaxMemory == 0 {
+		o.MaxMemory = 4 << 30
+	}
 	number(&o.InCapsule, min(16<<10, o.MaxData))
 	span(&o.Handshake, 10*time.Second)
 	span(&o.Patience, 30*time.Second)
@@ -103,6 +109,8 @@ func (o Options) validate() error {
 		return fmt.Errorf("nvmeof: queues of %d commands: want 2 to 1024", o.QueueDepth)
 	case o.MaxData < 4096 || o.MaxData&(o.MaxData-1) != 0 || o.MaxData > 1<<20:
 		return fmt.Errorf("nvmeof: commands of %d bytes: want a power of two from 4 KiB to 1 MiB", o.MaxData)
+	case o.MaxMemory < 0:
+		return errors.New("nvmeof: a negative limit of memory")
 	case o.InCapsule < 0 || o.InCapsule > o.MaxData || o.InCapsule%16 != 0:
 		return fmt.Errorf("nvmeof: %d bytes in a capsule: want a multiple of 16 up to %d", o.InCapsule, o.MaxData)
 	case o.Handshake < 0 || o.Patience < 0 || o.HoldFor < 0:

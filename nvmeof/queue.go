@@ -49,6 +49,7 @@ type queue struct {
 	in       input
 	out      output
 	memory   []byte // mapped: the buffers of an I/O queue; see openMemory
+	reserved int64  // bytes that count against Options.MaxMemory
 	commands []command
 	free     []uint16      // commands, the last used first
 	held     []uint16      // commands kept by a gate, oldest first
@@ -176,13 +177,18 @@ const (
 	ioOutput = 64 << 10 // and headerRoom for each command
 )
 
+func outputSize(commands int) int { return ioOutput + (commands*headerRoom+4095)&^4095 }
+
+// queueMemory is the bytes that openMemory maps for a queue of n commands.
+func (t *Target) queueMemory(n int) int { return ioInput + 2*outputSize(n) + n*t.opt.MaxData }
+
 // openMemory gives an I/O queue its buffers, all in one mapping: what comes in, what
 // goes out (twice: the one fills while the other is sent), and MaxData for each
 // command. What was never touched takes no memory.
 func (q *queue) openMemory() error {
 	n, most := len(q.commands), q.target.opt.MaxData
-	out := ioOutput + (n*headerRoom+4095)&^4095
-	mem, err := mapMemory(ioInput + 2*out + n*most)
+	out := outputSize(n)
+	mem, err := mapMemory(q.target.queueMemory(n))
 	if err != nil {
 		return err
 	}
@@ -239,6 +245,10 @@ func (q *queue) close(err error) {
 		q.commands = nil
 		_ = unix.Munmap(q.memory)
 	}
+	if q.scratch != nil {
+		_ = unix.Munmap(q.scratch)
+	}
+	q.target.memory.Add(-q.reserved)
 	level := slog.LevelWarn
 	if isGone(err) || q.closing.Load() != nil {
 		level = slog.LevelDebug
@@ -335,7 +345,9 @@ func (q *queue) recovered(err *error) {
 	}
 	q.current = -1
 	q.fail(c, wire.InternalError)
-	q.full = true // there may be more to consume
+	// Whatever was being gone through has not been to its end.
+	q.full = true
+	q.woken.Store(true)
 }
 
 // deadline is when something is due without anything arriving; zero: never.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/swapback/swapback/nvmeof/wire"
@@ -25,6 +26,7 @@ type Target struct {
 	opt       Options
 	log       *slog.Logger
 	discovery *Subsystem
+	memory    atomic.Int64 // bytes of the queues' buffers; see reserve
 
 	mu         sync.Mutex
 	subsystems map[string]*Subsystem
@@ -229,6 +231,15 @@ func (t *Target) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("nvmeof: closing the target, %d connections are still there: %w", t.Connections(), ctx.Err())
 	}
+}
+
+// reserve counts a queue's buffers against MaxMemory; false: there is no room.
+func (t *Target) reserve(n int64) bool {
+	if t.memory.Add(n) <= t.opt.MaxMemory {
+		return true
+	}
+	t.memory.Add(-n)
+	return false
 }
 
 // discoveryChanged tells those who read the discovery log.
