@@ -235,7 +235,10 @@ func (q *queue) logPage(r wire.LogRequest) []byte {
 			[]wire.Opcode{wire.OpFlush, wire.OpRead, wire.OpCompare},
 			[]wire.Opcode{wire.OpWrite, wire.OpWriteZeroes, wire.OpDSM})
 	case wire.LogANA:
-		return q.ctrl.subsys.anaLog(r.Field&wire.ANAGroupsOnly != 0).Append(nil)
+		// As long as it can get: nvme-cli reads so much, piece by piece.
+		page := make([]byte, 0, wire.ANALogSize(maxGroups, maxNamespaces))
+		page = q.ctrl.subsys.anaLog(r.Field&wire.ANAGroupsOnly != 0).Append(page)
+		return page[:cap(page)]
 	}
 	return nil
 }

@@ -104,6 +104,11 @@ func TestLogPages(t *testing.T) {
 	if err != nil || len(log.Groups) != 1 || log.Groups[0].State != wire.ANAOptimized || !slices.Equal(log.Groups[0].Namespaces, []uint32{1}) {
 		t.Errorf("ANA log: %+v, %v", log, err)
 	}
+	// nvme-cli reads as much as there could be, in pieces.
+	n := uint64(wire.ANALogSize(int(c.Ident.ANAGroups), int(c.Ident.MNAN)))
+	if _, err := c.Log(wire.LogRequest{Page: wire.LogANA, Length: n % 4096, Offset: n - n%4096}); err != nil {
+		t.Errorf("the end of the ANA log: %v", err)
+	}
 	_, err = c.Log(wire.LogRequest{Page: wire.LogSMART, Length: 512, Offset: 513})
 	wantStatus(t, "an odd offset", err, wire.InvalidField|wire.DNR)
 	_, err = c.Log(wire.LogRequest{Page: wire.LogSMART, Length: 512, Offset: 1 << 40})

@@ -199,6 +199,11 @@ const (
 	anaGroupSize  = 32
 )
 
+// ANALogSize is how long a log with so many groups and namespaces is.
+func ANALogSize(groups, namespaces int) int {
+	return anaHeaderSize + groups*anaGroupSize + namespaces*4
+}
+
 // Append appends the log.
 func (a ANALog) Append(b []byte) []byte {
 	b = le.AppendUint64(b, a.Changes)
