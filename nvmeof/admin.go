@@ -232,7 +232,7 @@ func (q *queue) logPage(r wire.LogRequest) []byte {
 	case wire.LogEffects:
 		return wire.Effects(
 			[]wire.Opcode{wire.OpGetLogPage, wire.OpIdentify, wire.OpAbort, wire.OpSetFeatures, wire.OpGetFeatures, wire.OpAsyncEvent, wire.OpKeepAlive},
-			[]wire.Opcode{wire.OpFlush, wire.OpRead, wire.OpCompare},
+			[]wire.Opcode{wire.OpFlush, wire.OpRead, wire.OpCompare, wire.OpResvRegister, wire.OpResvReport, wire.OpResvAcquire, wire.OpResvRelease},
 			[]wire.Opcode{wire.OpWrite, wire.OpWriteZeroes, wire.OpDSM})
 	case wire.LogANA:
 		// As long as it can get: nvme-cli reads so much, piece by piece.

@@ -191,16 +191,7 @@ func (c *controller) fenceOthers() {
 		}
 		o.mu.Unlock()
 	}
-	wants := make([]uint64, len(queues))
-	for i, q := range queues {
-		wants[i] = q.askFence()
-	}
-	for i, q := range queues {
-		if !q.awaitFence(limit, wants[i]) {
-			q.hangUp("its host has connected anew, and this connection does not move")
-			<-q.ended
-		}
-	}
+	awaitFences(limit, queues, "its host has connected anew, and this connection does not move")
 }
 
 // fencePatience is short of the time in which hosts want a Connect answered (Linux:

@@ -52,6 +52,12 @@
 // pauses that are known to be long there is SetANA: the log changes first, then the
 // hosts that have read it get statuses of asymmetric access, and others are held.
 //
+// # Reservations
+//
+// Package reserve keeps them, one Disk for each disk, whichever subsystems it is in.
+// Every command asks it, behind the gate. Preempt and Abort is answered when the queues of
+// all other hosts have carried out what had arrived on them.
+//
 // # The end of things
 //
 // A controller ends with its admin queue: when the host closes it, when Keep Alive
@@ -87,6 +93,7 @@
 //
 // # What is not here
 //
-// Authentication, TLS and reservations; Namespace Management and Format, which are the
-// owner's to do; Fused commands; metadata.
+// Authentication and TLS; the log of reservation notifications; Namespace Management
+// and Format, which are the owner's to do; fused commands; metadata; Abort of anything
+// but an Asynchronous Event Request.
 package nvmeof

@@ -14,6 +14,21 @@ type fence struct {
 	changed chan struct{} // closed, and another one made, when passed grows
 }
 
+// awaitFences waits until all queues have carried out what has arrived by now. One
+// that has not when the context ends hangs up, and is waited for.
+func awaitFences(ctx context.Context, queues []*queue, why string) {
+	wants := make([]uint64, len(queues))
+	for i, q := range queues {
+		wants[i] = q.askFence()
+	}
+	for i, q := range queues {
+		if !q.awaitFence(ctx, wants[i]) {
+			q.hangUp(why)
+			<-q.ended
+		}
+	}
+}
+
 // askFence asks and returns what awaitFence is to wait for.
 func (q *queue) askFence() uint64 {
 	q.fence.mu.Lock()

@@ -118,7 +118,7 @@ func (q *queue) identifyController() wire.IdentifyController {
 	id.ANAGroupMax, id.ANAGroups = maxGroups, maxGroups
 	id.MaxCmd = uint16(opt.QueueDepth)
 	id.NN, id.MNAN = maxNamespaces, maxNamespaces
-	id.ONCS = wire.ONCSCompare | wire.ONCSDSM | wire.ONCSWriteZeroes
+	id.ONCS = wire.ONCSCompare | wire.ONCSDSM | wire.ONCSWriteZeroes | wire.ONCSReservation
 	id.VWC = wire.VWCPresent | wire.VWCNoBroadcast
 	return id
 }

@@ -57,11 +57,14 @@ func (q *queue) ioCommand(c *command) {
 		q.failIO(c, status)
 		return
 	}
-	if c.sqe.Transfer() == wire.TransferToCtrl && c.data == nil {
+	switch {
+	case c.sqe.Transfer() == wire.TransferToCtrl && c.data == nil:
 		q.askForData(c, n)
-		return
+	case isReservation(c.sqe.Opcode):
+		q.reservation(c)
+	default:
+		q.pass(c)
 	}
-	q.pass(c)
 }
 
 // expected fills in what a command is about, and returns how many bytes it
@@ -90,6 +93,8 @@ func (q *queue) expected(c *command) (n uint32, status wire.Status) {
 			return 0, wire.InvalidSGLLength | wire.DNR
 		}
 		return n, q.transport(c)
+	case wire.OpResvRegister, wire.OpResvAcquire, wire.OpResvRelease, wire.OpResvReport:
+		return q.expectReservation(c)
 	case wire.OpRead:
 		c.op = OpRead
 	case wire.OpWrite, wire.OpCompare:
@@ -128,7 +133,7 @@ func (q *queue) pass(c *command) {
 	}
 	c.phase = phaseBackend
 	q.flight++
-	status := c.permitted(word)
+	status := q.permitted(c, word)
 	if status != wire.Success {
 		q.done(c, status)
 		return
@@ -140,7 +145,10 @@ func (q *queue) pass(c *command) {
 }
 
 // permitted looks at what may have changed while the command was held.
-func (c *command) permitted(word uint64) wire.Status {
+func (q *queue) permitted(c *command, word uint64) wire.Status {
+	if d := c.att.ns.config.Reservations; d != nil && !d.Access(q.ctrl.host.id, c.op != OpRead && c.sqe.Opcode != wire.OpCompare) {
+		return wire.ReservationConflict | wire.DNR
+	}
 	switch size := c.att.ns.size.Load(); {
 	case c.op != OpFlush && c.op != OpDiscard && (c.off >= size || c.n > size-c.off):
 		return wire.LBAOutOfRange | wire.DNR

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/swapback/swapback/nvmeof/reserve"
 	"github.com/swapback/swapback/nvmeof/wire"
 )
 
@@ -22,6 +23,9 @@ type NamespaceConfig struct {
 	ANAGroup uint32
 	ReadOnly bool
 	Changes  Changes // nil: nobody wants to know
+	// Reservations of the disk, the same for every namespace that it is served as;
+	// nil: hosts cannot reserve it. Whoever serves it elsewhere, too, has to ask it there.
+	Reservations *reserve.Disk
 }
 
 // Changes hears of every write, discard and write-zeroes before it is carried out:
@@ -164,6 +168,12 @@ func (n *Namespace) identify() wire.IdentifyNamespace {
 		page.Features |= wire.NSFEATThin
 		page.NPDG, page.NPDA = page.NPWG, page.NPWA
 	}
+	if n.config.Reservations != nil {
+		page.RESCAP = wire.RescapAll | wire.RescapIEKEY13
+		if n.config.Reservations.Persists() {
+			page.RESCAP |= wire.RescapPersist
+		}
+	}
 	if n.ReadOnly() {
 		page.Attributes = wire.NSATTRReadOnly
 	}
@@ -173,7 +183,7 @@ func (n *Namespace) identify() wire.IdentifyNamespace {
 // common is CNS 08h.
 func (n *Namespace) common() wire.NamespaceCommon {
 	page := n.identify()
-	return wire.NamespaceCommon{NMIC: page.NMIC, ANAGroup: page.ANAGroup, Attributes: page.Attributes, State: 1}
+	return wire.NamespaceCommon{NMIC: page.NMIC, RESCAP: page.RESCAP, ANAGroup: page.ANAGroup, Attributes: page.Attributes, State: 1}
 }
 
 func (n *Namespace) descriptors() wire.NamespaceID {

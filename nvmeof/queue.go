@@ -78,7 +78,8 @@ type queue struct {
 	woken   atomic.Bool
 	closing atomic.Pointer[string] // why it was hung up
 	waking  sync.Mutex
-	wakeFD  int // eventfd of the ring's loop; -1: it does not run
+	wakeFD  int    // eventfd of the ring's loop; -1: it does not run; guarded by waking
+	mail    []mail // guarded by waking
 	ended   chan struct{}
 	fence   fence
 }
@@ -109,6 +110,7 @@ const (
 	phaseTransfer       // an R2T is out
 	phaseHeld
 	phaseBackend
+	phaseOthers  // it waits for other queues; see reservation
 	phaseSending // its data waits to be sent
 )
 
@@ -320,6 +322,7 @@ func (q *queue) turn() (err error) {
 	if q.woken.Load() {
 		q.woken.Store(false)
 		q.tellEvents()
+		q.answerMail()
 		q.lookAtGates()
 	}
 	return q.consume()

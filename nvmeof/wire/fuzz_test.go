@@ -117,6 +117,15 @@ func FuzzCommand(f *testing.F) {
 		if l.SetProperty(FCPropertySet, p); l.Property() != p {
 			t.Errorf("%+v became %+v", p, l.Property())
 		}
+		for _, op := range []Opcode{OpResvRegister, OpResvAcquire, OpResvRelease} {
+			s.Opcode = op
+			if r, err := s.Reservation(b[SQESize:]); err == nil {
+				data := l.SetReservation(op, r)
+				if back, err := l.Reservation(data); err != nil || back != r {
+					t.Errorf("%+v became %+v, %v", r, back, err)
+				}
+			}
+		}
 		q := ParseCQE(b)
 		if q.Put(again); ParseCQE(again) != q {
 			t.Errorf("%+v became %+v", q, ParseCQE(again))
@@ -163,13 +172,16 @@ func FuzzIdentify(f *testing.F) {
 }
 
 func FuzzLogs(f *testing.F) {
-	seed(f, "error log", "SMART log", "ANA log", "discovery log")
+	seed(f, "error log", "SMART log", "ANA log", "discovery log", "reservation status")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if a, err := ParseANALog(b); err == nil {
 			same(t, a, func(a ANALog) ANALog { a, _ = ParseANALog(a.Append(nil)); return a })
 		}
 		if d, err := ParseDiscoveryLog(b); err == nil {
 			same(t, d, func(d DiscoveryLog) DiscoveryLog { d, _ = ParseDiscoveryLog(d.Append(nil)); return d })
+		}
+		if r, err := ParseReservationStatus(b); err == nil {
+			same(t, r, func(r ReservationStatus) ReservationStatus { r, _ = ParseReservationStatus(r.Append(nil)); return r })
 		}
 		if len(b) >= ErrorEntrySize {
 			same(t, ParseErrorEntry(b), func(e ErrorEntry) ErrorEntry { return ParseErrorEntry(e.Append(nil)) })

@@ -137,6 +137,13 @@ func goldens() (list []golden) {
 	add("discovery log", DiscoveryLog{0x0102030405060708, []DiscoveryEntry{
 		{TransportTCP, FamilyIPv4, KindNVM, 0x0102, 0xffff, 0x0304, EntryPersistent, "4420", "nqn.2026-01.org.example:subsystem", "192.0.2.1"},
 	}}.Append(nil))
+	acquire := SQE{Flags: FlagSGL, CID: 4}
+	data := acquire.SetReservation(OpResvAcquire, Reservation{ResvPreempt, true, ExclusiveAccessAll, 3, 0x0102030405060708, 0x1112131415161718})
+	put("SQE, Reservation Acquire", SQESize, acquire.Put)
+	add("its data", data)
+	add("reservation status", ReservationStatus{0x01020304, WriteExclusiveRegs, true, []Registrant{
+		{0x0506, true, 0x0708090a0b0c0d0e, ident(0x10)}, {DynamicController, false, 2, ident(0x30)},
+	}}.Append(nil))
 	add("effects log", Effects([]Opcode{OpIdentify}, []Opcode{OpRead}, []Opcode{OpWrite}))
 	add("log pages", SupportedPages(LogErrors, LogDiscovery))
 	return list
