@@ -213,7 +213,7 @@ func (l *linux) look() {
 		}
 	}
 	queue := "/sys/block/" + filepath.Base(l.device) + "/queue/"
-	for name, want := range map[string]string{"write_cache": "write back", "logical_block_size": "512", "physical_block_size": "4096"} {
+	for name, want := range map[string]string{"write_cache": "write back", "logical_block_size": "512", "minimum_io_size": "4096"} {
 		if text, err := os.ReadFile(queue + name); err != nil || strings.TrimSpace(string(text)) != want {
 			t.Errorf("%s: %q, %v; want %q", name, text, err, want)
 		}

@@ -29,7 +29,7 @@ type ringLoop struct {
 	unsent    [][]byte
 	iov       []unix.Iovec
 	msg       unix.Msghdr
-	sentAt    time.Time // since when the send is under way; zero: see wait
+	sentAt    time.Time // since when the host has taken nothing
 	waking    bool      // the read of the eventfd is under way
 	ending    bool      // what completes is not answered any more
 	err       error     // of the connection
@@ -110,9 +110,11 @@ func (r *ringLoop) run() error {
 		if err := q.turn(); err != nil {
 			return err
 		}
-		r.send()
+		if err := r.send(); err != nil {
+			return err
+		}
 		if q.full && !r.sends {
-			continue // the output is another one now
+			continue // there is room now
 		}
 		r.receive()
 		r.watch()
@@ -165,54 +167,67 @@ func (r *ringLoop) watch() {
 	r.waking = true
 }
 
-// send begins to send what there is, while the next output fills.
-func (r *ringLoop) send() {
+// send sends what there is. Nearly always the socket takes all of it at once, which is
+// cheaper by a system call of its own than by the ring, whose word that it is done would
+// have to be waited for. What it does not take the ring sends, while the next output
+// fills.
+func (r *ringLoop) send() error {
 	q := r.q
 	if r.sends || q.out.empty() {
-		return
+		return nil
 	}
 	q.out.cut()
-	q.out, r.sending = r.sending, q.out
-	r.unsent = r.sending.parts
-	r.sends, r.sentAt = true, time.Time{}
-	r.sendParts()
+	r.unsent = q.out.parts
+	for len(r.unsent) > 0 {
+		r.gather()
+		n, _, e := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(r.fd), uintptr(unsafe.Pointer(&r.msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch e {
+		case 0:
+			r.took(int(n))
+		case unix.EINTR:
+		case unix.EAGAIN:
+			q.out, r.sending = r.sending, q.out
+			r.sends, r.sentAt = true, time.Now()
+			r.sendRest()
+			return nil
+		default:
+			return fmt.Errorf("sending: %w", e)
+		}
+	}
+	q.sent(&q.out)
+	return nil
 }
 
-func (r *ringLoop) sendParts() {
+// gather makes the message of what is unsent.
+func (r *ringLoop) gather() {
 	r.iov = r.iov[:0]
 	for _, part := range r.unsent[:min(len(r.unsent), maxParts)] {
 		r.iov = append(r.iov, unix.Iovec{Base: unsafe.SliceData(part), Len: uint64(len(part))})
 	}
 	r.msg = unix.Msghdr{Iov: unsafe.SliceData(r.iov), Iovlen: uint64(len(r.iov))}
+}
+
+// took takes n bytes off what is unsent.
+func (r *ringLoop) took(n int) {
+	for len(r.unsent) > 0 && n >= len(r.unsent[0]) {
+		n -= len(r.unsent[0])
+		r.unsent = r.unsent[1:]
+	}
+	if n > 0 {
+		r.unsent[0] = r.unsent[0][n:]
+	}
+}
+
+// sendRest has the ring send.
+func (r *ringLoop) sendRest() {
+	r.gather()
 	e := r.entry()
 	e.PrepSendMsg(r.fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_WAITALL|unix.MSG_NOSIGNAL)
 	e.UserData = kindSend
 }
 
-// sent books n bytes of the send.
-func (r *ringLoop) sent(n int) {
-	for len(r.unsent) > 0 && n >= len(r.unsent[0]) {
-		n -= len(r.unsent[0])
-		r.unsent = r.unsent[1:]
-	}
-	if len(r.unsent) > 0 {
-		r.unsent[0] = r.unsent[0][n:]
-		r.sentAt = time.Time{}
-		r.sendParts()
-		return
-	}
-	r.sends = false
-	r.q.sent(&r.sending)
-}
-
-// A send of few bytes is nearly always done when it is submitted: the wait is then
-// for what comes after it, which saves a system call. It is a short one, because the
-// kernel does not go on with a send that found no room before as many completions
-// are due as are waited for.
-const (
-	sendFew   = 16 << 10
-	shortWait = time.Millisecond
-)
+// fencePause is between two looks at whether a fence can be passed.
+const fencePause = time.Millisecond
 
 // wait submits, and waits for a completion or until something is due.
 func (r *ringLoop) wait() error {
@@ -222,19 +237,10 @@ func (r *ringLoop) wait() error {
 	}
 	if r.fence != r.passed {
 		// Look again soon: what it still waits for need not complete anything.
-		if err := r.ring.EnterTimeout(1, shortWait); err != uring.ErrTimeout {
+		if err := r.ring.EnterTimeout(1, fencePause); err != uring.ErrTimeout {
 			return err
 		}
 		return nil
-	}
-	if r.sends && r.sentAt.IsZero() {
-		r.sentAt = time.Now()
-		if r.sending.bytes <= sendFew {
-			if err := r.ring.EnterTimeout(2, shortWait); err != uring.ErrTimeout {
-				return err
-			}
-			return nil
-		}
 	}
 	due := q.deadline()
 	if r.sends {
@@ -291,10 +297,14 @@ func (r *ringLoop) received(res int32, err error) error {
 
 func (r *ringLoop) sendEnded(res int32, err error) error {
 	switch e := unix.Errno(-res); {
-	case res >= 0:
-		r.sent(int(res))
-	case e == unix.EAGAIN || e == unix.EINTR:
-		r.sent(0)
+	case res >= 0 || e == unix.EAGAIN || e == unix.EINTR:
+		if r.took(int(max(res, 0))); len(r.unsent) > 0 {
+			r.sentAt = time.Now()
+			r.sendRest()
+			return err
+		}
+		r.sends = false
+		r.q.sent(&r.sending)
 	default:
 		r.sends = false
 		return fmt.Errorf("sending: %w", e)
@@ -353,7 +363,9 @@ func (r *ringLoop) sayFarewell() {
 	until := time.Now().Add(farewell)
 	shut := false
 	for q.closing.Load() == nil {
-		r.send()
+		if r.send() != nil {
+			return
+		}
 		if !r.sends && !shut {
 			shut = true
 			_ = q.conn.CloseWrite()
