@@ -357,12 +357,13 @@ func (r *ringLoop) end() {
 	_ = r.ring.Close()
 }
 
-// sayFarewell is queue.sayFarewell, by the ring.
+// sayFarewell is queue.sayFarewell, by the ring. Whoever calls wake wants more than
+// that this connection ends well.
 func (r *ringLoop) sayFarewell() {
 	q := r.q
 	until := time.Now().Add(farewell)
 	shut := false
-	for q.closing.Load() == nil {
+	for q.closing.Load() == nil && !q.woken.Load() {
 		if r.send() != nil {
 			return
 		}
