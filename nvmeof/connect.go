@@ -60,6 +60,9 @@ func (q *queue) connect(conn wire.Connect, data wire.ConnectData) (wire.Status, 
 	if conn.SQSize == 0 || int(conn.SQSize) >= most {
 		return invalid(44, false)
 	}
+	if data.HostID == [16]byte{} {
+		return invalid(0, true) // hosts are told apart by it
+	}
 	s := q.target.subsystem(data.Subsys, data.HostName)
 	if s == nil {
 		if q.target.exists(data.Subsys) {

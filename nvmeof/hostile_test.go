@@ -240,6 +240,7 @@ func TestConnectErrors(t *testing.T) {
 		{"no such subsystem", func(p *wire.Connect, d *wire.ConnectData) { d.Subsys += "x" }, wire.ConnectInvalid | wire.DNR, 1<<16 | 256},
 		{"no name", func(p *wire.Connect, d *wire.ConnectData) { d.Subsys = "" }, wire.ConnectInvalid | wire.DNR, 1<<16 | 256},
 		{"no host", func(p *wire.Connect, d *wire.ConnectData) { d.HostName = "x" }, wire.ConnectInvalid | wire.DNR, 1<<16 | 512},
+		{"no identifier", func(p *wire.Connect, d *wire.ConnectData) { d.HostID = [16]byte{} }, wire.ConnectInvalid | wire.DNR, 1 << 16},
 		{"a host that may not", func(p *wire.Connect, d *wire.ConnectData) { d.Subsys = "nqn.2026-01.org.example:closed" }, wire.ConnectInvalidHost | wire.DNR, 0},
 		{"a controller of its choice", func(p *wire.Connect, d *wire.ConnectData) { d.CNTLID = 1 }, wire.ConnectInvalid | wire.DNR, 1<<16 | 16},
 		{"I/O queue of no controller", func(p *wire.Connect, d *wire.ConnectData) { p.QID, d.CNTLID = 1, 999 }, wire.ConnectInvalid | wire.DNR, 1<<16 | 16},
@@ -370,5 +371,20 @@ func TestMoreCommandsThanEntries(t *testing.T) {
 			}
 		}
 		wantFault(t, "five commands on four entries", q, wire.FESSequence, 0)
+	})
+}
+
+// TestPatienceIsForEachAnswer: the time that one answer had does not end the next.
+func TestPatienceIsForEachAnswer(t *testing.T) {
+	eachLoop(t, func(t *testing.T, opt Options) {
+		opt.Patience = 200 * time.Millisecond
+		r := newRig(t, opt)
+		q := r.connect().IO[0]
+		for _, n := range []int{128 << 10, 512, 128 << 10} {
+			if err := q.Read(1, 0, make([]byte, n)); err != nil {
+				t.Errorf("reading %d bytes: %v", n, err)
+			}
+			time.Sleep(2 * opt.Patience)
+		}
 	})
 }

@@ -33,8 +33,11 @@ func (q *queue) attachNew(nsid uint32) *attachment {
 	}
 	a := &attachment{ns: n, queue: q}
 	if gone := q.attached[nsid]; gone != nil {
-		// It is detached with the queue: something may be held for it still.
-		q.detached = append(q.detached, gone)
+		if gone.inFlight.Load() == 0 {
+			gone.ns.gate.detach(gone, &gone.ns.total)
+		} else {
+			q.detached = append(q.detached, gone) // with the queue
+		}
 	}
 	q.attached[nsid] = a
 	n.gate.attach(a)

@@ -60,11 +60,11 @@ type poller struct {
 	fence, passed uint64
 	deadline      time.Time // that the connection has
 
-	n    int // what the last read returned
-	err  error
-	rest []byte // what write has still to send
-	slow bool   // write has had to wait
-	werr error
+	n       int // what the last read returned
+	err     error
+	rest    []byte // what write has still to send
+	werr    error
+	limited bool // the connection has a deadline for writing
 }
 
 // await takes more input. When there is none it first lets go of what is to be
@@ -164,21 +164,29 @@ func (p *poller) flush() error {
 	q.out.cut()
 	var err error
 	if len(q.out.parts) == 1 {
-		p.rest, p.slow = q.out.parts[0], false
+		p.rest = q.out.parts[0]
 		if err = p.raw.Write(p.writer); err == nil {
 			err = p.werr
 		}
-	} else {
+	} else if err = p.limit(); err == nil {
 		p.send = q.out.parts
-		if err = q.conn.SetWriteDeadline(time.Now().Add(q.target.opt.Patience)); err == nil {
-			_, err = p.send.WriteTo(q.conn)
-		}
+		_, err = p.send.WriteTo(q.conn)
+	}
+	if p.limited && err == nil {
+		p.limited = false
+		err = q.conn.SetWriteDeadline(time.Time{})
 	}
 	q.sent(&q.out)
 	if timedOut(err) {
 		return fmt.Errorf("the host has not taken what it was sent for %v", q.target.opt.Patience)
 	}
 	return err
+}
+
+// limit gives what is being sent a time limit.
+func (p *poller) limit() error {
+	p.limited = true
+	return p.q.conn.SetWriteDeadline(time.Now().Add(p.q.target.opt.Patience))
 }
 
 // write sends without waiting, as it can most often, and returns whether to stop
@@ -191,9 +199,8 @@ func (p *poller) write(fd uintptr) bool {
 			p.rest = p.rest[n:]
 		case unix.EINTR:
 		case unix.EAGAIN:
-			if !p.slow {
-				p.slow = true
-				p.werr = p.q.conn.SetWriteDeadline(time.Now().Add(p.q.target.opt.Patience))
+			if !p.limited {
+				p.werr = p.limit()
 			}
 			return p.werr != nil
 		default:
