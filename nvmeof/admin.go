@@ -84,18 +84,31 @@ func (q *queue) tellEvents() {
 	}
 }
 
-// abort ends an Asynchronous Event Request. Other commands are not aborted, which
-// is what the result says and the specification allows (Base 5.1): they are at the
-// disk, or held for a time that is bounded.
+// abort ends an Asynchronous Event Request, or has an I/O queue end a command that it
+// holds. What is at a disk is not aborted, which is what the result says and the
+// specification allows (Base 5.1).
 func (q *queue) abort(c *command) {
 	sqid, cid := uint16(c.sqe.CDW10), uint16(c.sqe.CDW10>>16)
-	if i := slices.Index(q.aers, cid); sqid == 0 && i >= 0 {
+	if sqid == 0 {
+		i := slices.Index(q.aers, cid)
+		if i < 0 {
+			q.answer(c, wire.Success, notAborted)
+			return
+		}
 		q.aers = slices.Delete(q.aers, i, i+1)
 		q.putResponse(cid, wire.AbortRequested, 0)
 		q.answer(c, wire.Success, 0)
 		return
 	}
-	q.answer(c, wire.Success, 1)
+	q.ctrl.mu.Lock()
+	io := q.ctrl.queues[sqid]
+	q.ctrl.mu.Unlock()
+	if io == nil {
+		q.answer(c, wire.Success, notAborted)
+		return
+	}
+	c.phase = phaseOthers
+	io.post(mail{abort: &abort{cid: cid, admin: q, command: c.index}})
 }
 
 // setFeature takes those features that mean something here (Base 5.27).

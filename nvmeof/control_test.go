@@ -176,10 +176,42 @@ func TestAbort(t *testing.T) {
 	if _, err := event.Wait(); err != wire.AbortRequested {
 		t.Errorf("the request: %v", err)
 	}
-	cqe, err = c.Admin.Do(&wire.SQE{Opcode: wire.OpAbort, CDW10: 77<<16 | 1}, nil, nil)
-	if err != nil || cqe.Result != 1 {
-		t.Errorf("aborting what is not there: %v, %v", cqe.Result, err)
+	for _, what := range []uint32{77 << 16, 77<<16 | 1, 77<<16 | 9} {
+		cqe, err = c.Admin.Do(&wire.SQE{Opcode: wire.OpAbort, CDW10: what}, nil, nil)
+		if err != nil || cqe.Result != 1 {
+			t.Errorf("aborting what is not there: %v, %v", cqe.Result, err)
+		}
 	}
+}
+
+// TestAbortHeld: what a gate keeps can be aborted, and the rest goes on.
+func TestAbortHeld(t *testing.T) {
+	eachLoop(t, func(t *testing.T, opt Options) {
+		r := newRig(t, opt)
+		c := r.connect()
+		r.ns.Hold()
+		var sent []*nvmetest.Sent
+		for range 3 {
+			s, err := c.IO[0].Send(&wire.SQE{Opcode: wire.OpFlush, NSID: 1}, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent = append(sent, s)
+		}
+		eventually(t, "they are held", func() bool { return r.ns.Stats().Held == 3 })
+		cqe, err := c.Admin.Do(&wire.SQE{Opcode: wire.OpAbort, CDW10: uint32(sent[1].CID)<<16 | 1}, nil, nil)
+		if err != nil || cqe.Result != 0 {
+			t.Errorf("aborting: %v, %v", cqe.Result, err)
+		}
+		_, err = sent[1].Wait()
+		wantStatus(t, "what was aborted", err, wire.AbortRequested)
+		r.ns.Release()
+		for _, i := range []int{0, 2} {
+			if _, err := sent[i].Wait(); err != nil {
+				t.Errorf("command %d: %v", i, err)
+			}
+		}
+	})
 }
 
 // TestEvents: each is told once until its log was read, waits for a request, and

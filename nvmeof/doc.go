@@ -94,6 +94,5 @@
 // # What is not here
 //
 // Authentication and TLS; the log of reservation notifications; Namespace Management
-// and Format, which are the owner's to do; fused commands; metadata; Abort of anything
-// but an Asynchronous Event Request.
+// and Format, which are the owner's to do; fused commands; metadata.
 package nvmeof

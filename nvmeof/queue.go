@@ -75,13 +75,14 @@ type queue struct {
 	sincePDU time.Time // since when it has
 
 	// others
-	woken   atomic.Bool
-	closing atomic.Pointer[string] // why it was hung up
-	waking  sync.Mutex
-	wakeFD  int    // eventfd of the ring's loop; -1: it does not run; guarded by waking
-	mail    []mail // guarded by waking
-	ended   chan struct{}
-	fence   fence
+	woken      atomic.Bool
+	closing    atomic.Pointer[string] // why it was hung up
+	waking     sync.Mutex
+	wakeFD     int    // eventfd of the ring's loop; -1: it does not run; guarded by waking
+	mail       []mail // guarded by waking, as is mailClosed
+	mailClosed bool
+	ended      chan struct{}
+	fence      fence
 }
 
 // ringPlan is whether a queue goes on with a ring.
@@ -110,7 +111,7 @@ const (
 	phaseTransfer       // an R2T is out
 	phaseHeld
 	phaseBackend
-	phaseOthers  // it waits for other queues; see reservation
+	phaseOthers  // it waits for other queues; see mail
 	phaseSending // its data waits to be sent
 )
 
@@ -257,6 +258,7 @@ func (q *queue) close(err error) {
 	}
 	q.log.Log(context.Background(), level, "nvmeof: connection ended", "queue", q.id, "why", why)
 	close(q.ended)
+	q.closeMail()
 	if q.ctrl != nil {
 		q.ctrl.queueEnded(q, why)
 	}
@@ -322,7 +324,7 @@ func (q *queue) turn() (err error) {
 	if q.woken.Load() {
 		q.woken.Store(false)
 		q.tellEvents()
-		q.answerMail()
+		q.readMail()
 		q.lookAtGates()
 	}
 	return q.consume()

@@ -93,30 +93,6 @@ func (q *queue) afterOthers(c *command) {
 		ctx, cancel := context.WithTimeout(context.Background(), fencePatience)
 		defer cancel()
 		awaitFences(ctx, others, "another host has preempted its reservation, and this connection does not move")
-		q.post(mail{index, wire.Success})
+		q.post(mail{command: index})
 	})
-}
-
-// mail is the answer to a command that waits for other queues.
-type mail struct {
-	command uint16
-	status  wire.Status
-}
-
-// post hands the queue an answer, from any goroutine.
-func (q *queue) post(m mail) {
-	q.waking.Lock()
-	q.mail = append(q.mail, m)
-	q.waking.Unlock()
-	q.wake()
-}
-
-func (q *queue) answerMail() {
-	q.waking.Lock()
-	list := q.mail
-	q.mail = nil
-	q.waking.Unlock()
-	for _, m := range list {
-		q.answer(&q.commands[m.command], m.status, 0)
-	}
 }
