@@ -31,7 +31,7 @@ func (q *queue) firstCommand(c *command) error {
 	}
 	q.size = int(conn.SQSize) + 1
 	q.sqHead = 1 % q.size
-	q.answer(c, wire.Success, uint64(q.ctrl.id))
+	q.answer(c, wire.Success, uint64(q.ctrl.id)|q.requireAuthentication())
 	q.openCommands(q.size)
 	if q.id == 0 {
 		q.state, q.heard = stateAdmin, time.Now()
@@ -153,7 +153,6 @@ func (q *queue) fabricsCommand(c *command) {
 	case wire.FCConnect:
 		q.fail(c, wire.SequenceError|wire.DNR)
 	default:
-		// Authentication is only asked of a host whose Connect has said so.
 		q.fail(c, wire.InvalidOpcode|wire.DNR)
 	}
 }

@@ -78,6 +78,12 @@
 // the error log. "Do not retry" is said of what cannot be otherwise next time, never of
 // what may pass.
 //
+// # Who may enter
+//
+// A subsystem has a list of hosts; others are refused, and do not see it in a discovery log.
+// A name is only a word: with SubsystemConfig.Authenticate a host has to prove on every queue
+// that it knows a secret (package auth), and gets nothing before.
+//
 // # Limits
 //
 // Connections, controllers, queues, their depth and data are bounded (Options). A
@@ -93,6 +99,6 @@
 //
 // # What is not here
 //
-// Authentication and TLS; the log of reservation notifications; Namespace Management
+// TLS; the log of reservation notifications; Namespace Management
 // and Format, which are the owner's to do; fused commands; metadata.
 package nvmeof

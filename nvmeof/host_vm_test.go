@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/swapback/swapback/nvmeof/auth"
 	"github.com/swapback/swapback/nvmeof/nvmetest"
 	"github.com/swapback/swapback/nvmeof/wire"
 )
@@ -314,4 +315,56 @@ func TestLinuxSeesChanges(t *testing.T) {
 	}
 	eventually(t, "the host sees it go", func() bool { return glob() == 0 })
 	l.disconnect()
+}
+
+// TestLinuxAuthenticates: the kernel proves who the host is, and wants the controller to
+// do the same; with a wrong secret on either side there is no connection.
+func TestLinuxAuthenticates(t *testing.T) {
+	run(t, "modprobe", "nvme-tcp")
+	r, host, own, nqn := authRig(t, Options{})
+	other, err := auth.NewSecret(auth.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(r.addr)
+	connect := func(args ...string) (string, error) {
+		cmd := exec.Command("nvme", append([]string{
+			"connect", "-t", "tcp", "-a", "127.0.0.1", "-s", port, "-n", nqn, "-i", "2", "--hostnqn", nvmetest.HostNQN, "--hostid", vmHostID,
+		}, args...)...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		ok   bool
+	}{
+		{"no secret", nil, false},
+		{"another secret", []string{"--dhchap-secret", other.Text()}, false},
+		{"the right secret", []string{"--dhchap-secret", host.Text()}, true},
+		{"a controller with another secret", []string{"--dhchap-secret", host.Text(), "--dhchap-ctrl-secret", other.Text()}, false},
+		{"both", []string{"--dhchap-secret", host.Text(), "--dhchap-ctrl-secret", own.Text()}, true},
+	} {
+		out, err := connect(tt.args...)
+		if (err == nil) != tt.ok {
+			t.Errorf("%s: %v\n%s\n%s", tt.name, err, out, run(t, "dmesg"))
+		}
+		if err != nil {
+			continue
+		}
+		var device string
+		eventually(t, "the block device is there", func() bool {
+			list, _ := filepath.Glob("/sys/block/nvme*/uuid")
+			for _, path := range list {
+				text, _ := os.ReadFile(path)
+				device = "/dev/" + filepath.Base(filepath.Dir(path))
+				if _, err := os.Stat(device); err == nil && strings.HasPrefix(string(text), "05000000-") {
+					return true
+				}
+			}
+			return false
+		})
+		run(t, "dd", "if="+device, "of=/dev/null", "bs=64k", "count=16", "iflag=direct")
+		run(t, "nvme", "disconnect", "-n", nqn)
+	}
 }

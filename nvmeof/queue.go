@@ -51,9 +51,10 @@ type queue struct {
 	memory   []byte // mapped: the buffers of an I/O queue; see openMemory
 	reserved int64  // bytes that count against Options.MaxMemory
 	commands []command
-	free     []uint16      // commands, the last used first
-	held     []uint16      // commands kept by a gate, oldest first
-	flight   int           // commands at a backend
+	free     []uint16 // commands, the last used first
+	held     []uint16 // commands kept by a gate, oldest first
+	flight   int      // commands at a backend
+	auth     authentication
 	aers     []uint16      // CIDs of Asynchronous Event Requests
 	attached []*attachment // by NSID
 	detached []*attachment // of namespaces that are gone
@@ -368,6 +369,9 @@ func (q *queue) deadline() (due time.Time) {
 	case q.state == stateAdmin && q.ctrl.kato > 0:
 		earlier(q.heard.Add(2 * q.ctrl.kato))
 	}
+	if q.auth.pending() {
+		earlier(q.authenticationDue())
+	}
 	if q.partial {
 		earlier(q.sincePDU.Add(q.target.opt.Patience))
 	}
@@ -386,6 +390,8 @@ func (q *queue) due() error {
 		return fmt.Errorf("no queue was connected within %v", opt.Handshake)
 	case q.state == stateAdmin && q.ctrl.kato > 0 && now.Sub(q.heard) >= 2*q.ctrl.kato:
 		return fmt.Errorf("keep alive expired: nothing was heard of the host for %v", now.Sub(q.heard).Round(time.Millisecond))
+	case q.auth.pending() && !now.Before(q.authenticationDue()):
+		return q.notAuthenticated()
 	case q.partial && now.Sub(q.sincePDU) >= opt.Patience:
 		return fmt.Errorf("the host has not sent the rest of a PDU for %v", opt.Patience)
 	}

@@ -84,8 +84,8 @@ func (q *queue) check(h wire.Header) error {
 	case h.Type == wire.TypeH2CData:
 		most = uint32(q.target.opt.MaxData)
 	case q.state == stateIO:
-		// Not below what one 4 KiB page takes: hosts may send a DSM's ranges along.
-		most = uint32(max(q.target.opt.InCapsule, 4096))
+		// Not below what hosts send along with a Fabrics command or a DSM's ranges.
+		most = uint32(min(max(q.target.opt.InCapsule, maxAdminCapsule), q.target.opt.MaxData))
 	}
 	if err := h.Check(q.digests, most); err != nil {
 		return err
@@ -239,6 +239,10 @@ func (q *queue) execute() (err error) {
 		q.fail(c, c.refuse)
 	case c.sqe.Flags&wire.FlagFused != 0:
 		q.fail(c, wire.InvalidField|wire.DNR)
+	case q.state >= stateAdmin && isAuthentication(c):
+		q.authenticate(c)
+	case q.auth.pending():
+		q.fail(c, wire.AuthRequired|wire.DNR)
 	case q.state == stateIO:
 		q.ioCommand(c)
 	case q.state == stateAdmin:

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/swapback/swapback/nvmeof/auth"
 	"github.com/swapback/swapback/nvmeof/wire"
 )
 
@@ -21,6 +22,10 @@ type SubsystemConfig struct {
 	Hosts []string
 	// AnyHost lets everybody in.
 	AnyHost bool
+	// Authenticate says how a host has to prove who it is, on each of its queues; false:
+	// it need not. It is asked at every Connect, so that secrets may change. nil: nobody
+	// has to. Without it a name is no more than a word.
+	Authenticate func(host string) (auth.Config, bool)
 }
 
 // maxNamespaces is the highest NSID: the log of asymmetric access has to fit what

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/swapback/swapback/nvmeof/auth"
 	"github.com/swapback/swapback/nvmeof/wire"
 )
 
@@ -17,6 +18,7 @@ type Config struct {
 	Queues  int // I/O queues
 	Depth   int // entries of an I/O queue (128)
 	Flow    bool
+	Auth    *auth.Host // nil: it cannot prove who it is
 	Options Options
 }
 
@@ -73,6 +75,9 @@ func (c *Controller) connect() (err error) {
 		return fmt.Errorf("connecting the admin queue: %w", err)
 	}
 	c.ID = uint16(result)
+	if err := c.authenticate(c.Admin, result); err != nil {
+		return fmt.Errorf("on the admin queue: %w", err)
+	}
 	if _, err := c.Property(wire.RegCAP, true); err != nil {
 		return err
 	}
@@ -109,7 +114,11 @@ func (c *Controller) AddQueue(id uint16) error {
 		return err
 	}
 	q.InCapsule = max(int(c.Ident.IOCCSZ)*16-wire.SQESize, 0)
-	if _, err := q.Connect(wire.Connect{QID: id, SQSize: uint16(c.Depth - 1), Attributes: c.attributes()}, c.data(c.ID)); err != nil {
+	result, err := q.Connect(wire.Connect{QID: id, SQSize: uint16(c.Depth - 1), Attributes: c.attributes()}, c.data(c.ID))
+	if err == nil {
+		err = c.authenticate(q, result)
+	}
+	if err != nil {
 		q.Close()
 		return err
 	}
@@ -117,7 +126,17 @@ func (c *Controller) AddQueue(id uint16) error {
 	return nil
 }
 
-// ConnectData is what the controller's queues connect with.
+// authenticate does so on a queue whose Connect asks for it, and which has a secret.
+func (c *Controller) authenticate(q *Queue, result uint64) error {
+	if result&wire.ConnectAuthRequired == 0 || c.Auth == nil {
+		return nil
+	}
+	h := *c.Auth
+	h.Host, h.Subsys, h.ID = c.Host, c.Subsys, c.ID
+	return q.Authenticate(&h)
+}
+
+// data is what the controller's queues connect with.
 func (c *Controller) data(id uint16) wire.ConnectData {
 	return wire.ConnectData{HostID: c.HostID, CNTLID: id, Subsys: c.Subsys, HostName: c.Host}
 }

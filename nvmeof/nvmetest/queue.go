@@ -11,6 +11,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/swapback/swapback/nvmeof/auth"
 	"github.com/swapback/swapback/nvmeof/wire"
 )
 
@@ -116,6 +117,29 @@ func (q *Queue) Connect(c wire.Connect, data wire.ConnectData) (uint64, error) {
 	cmd.SetConnect(c)
 	cqe, err := q.Do(&cmd, data.Append(nil), nil)
 	return cqe.Result, err
+}
+
+// Authenticate proves to the controller who the host is, as far as it wants to know.
+func (q *Queue) Authenticate(h *auth.Host) error {
+	var failed error
+	for message := h.Start(); message != nil; {
+		cmd := wire.SQE{}
+		cmd.SetAuthentication(wire.FCAuthSend, uint32(len(message)))
+		if _, err := q.Do(&cmd, message, nil); err != nil {
+			return errors.Join(failed, err)
+		}
+		if failed != nil || h.Done() {
+			return failed
+		}
+		answer := make([]byte, wire.MaxAuthentication)
+		cmd = wire.SQE{}
+		cmd.SetAuthentication(wire.FCAuthReceive, uint32(len(answer)))
+		if _, err := q.Do(&cmd, nil, answer); err != nil {
+			return err
+		}
+		message, failed = h.Answer(answer)
+	}
+	return failed
 }
 
 // Do sends a command and waits for its completion. What of out is not more than

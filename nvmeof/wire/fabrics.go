@@ -175,6 +175,26 @@ func (s *SQE) SetProperty(t FCType, p Property) {
 	s.CDW12, s.CDW13 = uint32(p.Value), uint32(p.Value>>32)
 }
 
+// Authentication is what Authentication Send and Receive say (Base 6.1, 6.2): the
+// length of the data; ok when it is of NVMe's own protocols.
+//
+//	offset bytes
+//	    41     1  SPSP0, 01h
+//	    42     1  SPSP1, 01h
+//	    43     1  SECP, E9h
+//	    44     4  length
+func (s *SQE) Authentication() (n uint32, ok bool) { return s.CDW11, s.CDW10>>8 == securityNVMe }
+
+// SetAuthentication puts it into a command of type t.
+func (s *SQE) SetAuthentication(t FCType, n uint32) {
+	s.Opcode, s.FCType, s.CDW10, s.CDW11 = OpFabrics, t, securityNVMe<<8, n
+}
+
+const securityNVMe = 0xe90101
+
+// MaxAuthentication is more than any message has.
+const MaxAuthentication = 4096
+
 // Offsets of the registers that there are over Fabrics (Base 3.1.3).
 const (
 	RegCAP  = 0x00 // 8 bytes

@@ -106,6 +106,9 @@ func goldens() (list []golden) {
 	property := SQE{Flags: FlagSGL, CID: 2}
 	property.SetProperty(FCPropertySet, Property{true, RegCC, 0x0102030405060708})
 	put("SQE, Property Set", SQESize, property.Put)
+	authentication := SQE{Flags: FlagSGL, CID: 5}
+	authentication.SetAuthentication(FCAuthReceive, 0x0102)
+	put("SQE, Authentication Receive", SQESize, authentication.Put)
 	log := SQE{Flags: FlagSGL, CID: 3}
 	log.SetLogRequest(LogRequest{LogANA, 1, true, 0x100004, 0x0102030405060708, true})
 	put("SQE, Get Log Page", SQESize, log.Put)
