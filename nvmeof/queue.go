@@ -76,14 +76,16 @@ type queue struct {
 	sincePDU time.Time // since when it has
 
 	// others
-	woken      atomic.Bool
-	closing    atomic.Pointer[string] // why it was hung up
-	waking     sync.Mutex
-	wakeFD     int    // eventfd of the ring's loop; -1: it does not run; guarded by waking
-	mail       []mail // guarded by waking, as is mailClosed
+	woken   atomic.Bool
+	closing atomic.Pointer[string] // why it was hung up
+	ended   chan struct{}
+	fence   fence
+
+	waking     sync.Mutex // guards the rest
+	socket     int        // the ring's loop's own descriptor; -1: it does not run
+	wakeFD     int        // its eventfd
+	mail       []mail
 	mailClosed bool
-	ended      chan struct{}
-	fence      fence
 }
 
 // ringPlan is whether a queue goes on with a ring.
@@ -152,7 +154,7 @@ func newQueue(t *Target, conn *net.TCPConn, p *port) (*queue, error) {
 		target: t, port: p, conn: conn, log: t.log.With("peer", conn.RemoteAddr().String()),
 		in: input{buf: make([]byte, smallInput)}, out: output{buf: make([]byte, 0, smallOutput)},
 		size: 1, taking: payload{command: -1}, current: -1,
-		began: time.Now(), wakeFD: -1, ended: make(chan struct{}),
+		began: time.Now(), wakeFD: -1, socket: -1, ended: make(chan struct{}),
 	}
 	q.fence.changed = make(chan struct{})
 	q.openCommands(1) // for the Connect
@@ -240,7 +242,9 @@ func (q *queue) close(err error) {
 	}
 	q.conn.Close()
 	for _, a := range append(q.attached, q.detached...) {
-		if a != nil {
+		// In flight only if the ring has broken: then nobody knows when it lands, and the
+		// namespace can never again be said to be drained.
+		if a != nil && a.inFlight.Load() == 0 {
 			a.ns.gate.detach(a, &a.ns.total)
 		}
 	}
@@ -292,10 +296,20 @@ func (q *queue) hangUp(why string) {
 	if !q.closing.CompareAndSwap(nil, &why) {
 		return
 	}
-	// Whatever waits for the peer, to read or to write, waits no longer.
+	q.shutDown()
+	q.wake()
+}
+
+// shutDown has whatever waits for the peer, to read or to write, wait no longer.
+func (q *queue) shutDown() {
+	q.waking.Lock()
+	defer q.waking.Unlock()
+	if q.socket >= 0 {
+		_ = unix.Shutdown(q.socket, unix.SHUT_RDWR)
+		return
+	}
 	_ = q.conn.CloseRead()
 	_ = q.conn.CloseWrite()
-	q.wake()
 }
 
 // wake makes the queue look at its gates and events, from any goroutine.

@@ -19,7 +19,7 @@ import (
 type ringLoop struct {
 	q    *queue
 	ring *uring.Ring
-	fd   int32
+	fd   int // of the socket, and the queue's own
 
 	receiving bool // a receive is under way
 	asked     int  // for so many bytes
@@ -80,22 +80,32 @@ func (r *ringLoop) open() error {
 	if err != nil {
 		return err
 	}
-	// The connection is closed by this goroutine, after the ring.
-	if err := raw.Control(func(fd uintptr) { r.fd = int32(fd) }); err != nil {
+	var dupErr error
+	if err := raw.Control(func(fd uintptr) {
+		r.fd, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	}); err != nil {
 		return err
+	}
+	if dupErr != nil {
+		return fmt.Errorf("another descriptor of the socket: %w", dupErr)
 	}
 	wakeFD, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
+		_ = unix.Close(r.fd)
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	n := uint32(len(q.commands) + 4)
 	if r.ring, err = uring.NewQueue(n, 2*n); err != nil {
 		_ = unix.Close(wakeFD)
+		_ = unix.Close(r.fd)
 		return err
 	}
 	q.waking.Lock()
-	q.wakeFD = wakeFD
+	q.wakeFD, q.socket = wakeFD, r.fd
 	q.waking.Unlock()
+	// The poller must let go of the socket: it would wake a thread for every segment
+	// that arrives.
+	_ = q.conn.Close()
 	q.woken.Store(true) // somebody may have called before
 	return nil
 }
@@ -151,7 +161,7 @@ func (r *ringLoop) receive() {
 	}
 	space := r.q.inputSpace()
 	e := r.entry()
-	e.PrepRecv(r.fd, addr(space), uint32(len(space)), r.drained)
+	e.PrepRecv(int32(r.fd), addr(space), uint32(len(space)), r.drained)
 	e.UserData = kindReceive
 	r.receiving, r.asked = true, len(space)
 }
@@ -222,7 +232,7 @@ func (r *ringLoop) took(n int) {
 func (r *ringLoop) sendRest() {
 	r.gather()
 	e := r.entry()
-	e.PrepSendMsg(r.fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_WAITALL|unix.MSG_NOSIGNAL)
+	e.PrepSendMsg(int32(r.fd), uintptr(unsafe.Pointer(&r.msg)), unix.MSG_WAITALL|unix.MSG_NOSIGNAL)
 	e.UserData = kindSend
 }
 
@@ -320,7 +330,7 @@ func (r *ringLoop) tryFence() {
 		return
 	}
 	// Nothing in the socket, and then no receive that has taken something.
-	if n, err := unix.IoctlGetInt(int(r.fd), unix.TIOCINQ); err != nil || n > 0 {
+	if n, err := unix.IoctlGetInt(r.fd, unix.TIOCINQ); err != nil || n > 0 {
 		return
 	}
 	if r.ring.Enter(0) == nil && r.ring.Peek() == nil {
@@ -335,8 +345,7 @@ func (r *ringLoop) end() {
 	if _, ok := errors.AsType[*wire.Fault](r.err); ok {
 		r.sayFarewell()
 	}
-	_ = q.conn.CloseRead()
-	_ = q.conn.CloseWrite()
+	q.shutDown()
 	q.wake()
 	r.ending = true
 	var err error
@@ -352,7 +361,8 @@ func (r *ringLoop) end() {
 	}
 	q.waking.Lock()
 	_ = unix.Close(q.wakeFD)
-	q.wakeFD = -1
+	_ = unix.Close(q.socket)
+	q.wakeFD, q.socket = -1, -1
 	q.waking.Unlock()
 	_ = r.ring.Close()
 }
@@ -369,7 +379,7 @@ func (r *ringLoop) sayFarewell() {
 		}
 		if !r.sends && !shut {
 			shut = true
-			_ = q.conn.CloseWrite()
+			_ = unix.Shutdown(r.fd, unix.SHUT_WR)
 		}
 		q.in.r, q.in.w, q.taking.command, q.full = 0, 0, -1, false
 		r.receive()
