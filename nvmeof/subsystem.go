@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 
@@ -75,6 +76,8 @@ func newSubsystem(t *Target, cfg SubsystemConfig) (*Subsystem, error) {
 	s := &Subsystem{
 		target: t, config: cfg, hosts: map[string]bool{}, namespaces: map[uint32]*Namespace{},
 		controllers: map[uint16]*controller{}, ana: map[uint32]*anaGroup{},
+		// Not where an earlier process began: its hosts may still ask for what it gave.
+		nextID: uint16(rand.IntN(0xffef)),
 	}
 	for _, host := range cfg.Hosts {
 		if err := wire.CheckNQN(host); err != nil {
