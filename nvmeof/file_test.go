@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -29,7 +30,10 @@ func fileRig(t *testing.T, opt Options) (*rig, *Namespace, string) {
 	}
 	// Closed when the rig's cleanup, which comes later, cannot use it any more.
 	r := newRig(t, opt)
-	ns := r.addNamespace(2, b)
+	ns, err := r.subsys.AddNamespace(NamespaceConfig{ID: 2, Backend: b, UUID: [16]byte{2}, Failed: r.failed})
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := r.target.Close(ctxFor(t, 20*time.Second)); err != nil {
 			t.Error(err)
@@ -124,6 +128,15 @@ func TestFileThatShrinks(t *testing.T) {
 		wantStatus(t, "reading across the end", q.Read(2, testSize/2/512-4, make([]byte, 4096)), wire.UnrecoveredRead)
 		if err := q.Read(2, testSize/2/512-8, make([]byte, 4096)); err != nil {
 			t.Errorf("reading before the end: %v", err)
+		}
+		compare := nvmetest.IOCommand(wire.OpCompare, 2, testSize/512-8, 8)
+		_, err := q.Do(&compare, make([]byte, 4096), nil)
+		wantStatus(t, "comparing behind the end", err, wire.UnrecoveredRead)
+		want := []Failure{
+			{OpRead, testSize - 4096, 4096, unix.EIO}, {OpRead, testSize/2 - 2048, 4096, unix.EIO}, {OpRead, testSize - 4096, 4096, unix.EIO},
+		}
+		if got := r.failures(); !slices.Equal(got, want) {
+			t.Errorf("told of %v, want %v", got, want)
 		}
 		if err := ns.Resize(testSize); err == nil {
 			t.Error("the namespace is as large as the file was")

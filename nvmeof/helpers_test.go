@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,6 +35,22 @@ type rig struct {
 	addr   string
 
 	serving []chan error
+
+	mu   sync.Mutex
+	told []Failure
+}
+
+func (r *rig) failed(f Failure) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.told = append(r.told, f)
+}
+
+// failures are those that namespace 2 of a fileRig has told.
+func (r *rig) failures() []Failure {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.told
 }
 
 func newRig(t *testing.T, opt Options) *rig {

@@ -282,7 +282,16 @@ func (q *queue) handle(c *command, op Op, off uint64, data []byte) unix.Errno {
 
 // finish ends a command whose backend has answered.
 func (q *queue) finish(c *command, e unix.Errno) {
-	q.done(c, statusOf(c.op, e))
+	q.finishAs(c, c.op, e)
+}
+
+// finishAs is finish for a command that has asked the backend for something else than
+// it says.
+func (q *queue) finishAs(c *command, op Op, e unix.Errno) {
+	if f := c.att.ns.config.Failed; f != nil && e != 0 {
+		f(Failure{Op: op, Offset: c.off, Length: c.n, Errno: e})
+	}
+	q.done(c, statusOf(op, e))
 }
 
 // done ends a command that was let through, with a status and no data.
@@ -367,7 +376,7 @@ func (q *queue) compare(c *command) {
 	}
 	have := q.scratch[:c.n]
 	if e := q.handle(c, OpRead, c.off, have); e != 0 {
-		q.done(c, statusOf(OpRead, e))
+		q.finishAs(c, OpRead, e)
 		return
 	}
 	if !bytes.Equal(have, c.data) {

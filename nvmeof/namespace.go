@@ -23,9 +23,19 @@ type NamespaceConfig struct {
 	ANAGroup uint32
 	ReadOnly bool
 	Changes  Changes // nil: nobody wants to know
+	// Failed hears of every request that the backend has answered with an error, from all
+	// queues at once; it must not wait. nil: nobody does.
+	Failed func(Failure)
 	// Reservations of the disk, the same for every namespace that it is served as;
 	// nil: hosts cannot reserve it. Whoever serves it elsewhere, too, has to ask it there.
 	Reservations *reserve.Disk
+}
+
+// Failure is a request that the backend has answered with an error.
+type Failure struct {
+	Op             Op
+	Offset, Length uint64 // bytes; a flush has none
+	Errno          unix.Errno
 }
 
 // Changes hears of every write, discard and write-zeroes before it is carried out:

@@ -2,6 +2,7 @@
 // piece of memory to NVMe/TCP hosts until it is told to end.
 //
 //	serve file PATH [-listen ADDRESS] [-nqn NQN] [-host NQN]... [-uuid UUID] [-no-ring]
+//	      [-in-capsule BYTES]
 //	serve memory SIZE [...]
 //
 // SIZE may end in K, M, G or T. Without -host everybody may connect, so it listens on
@@ -48,6 +49,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	listen := flags.String("listen", "127.0.0.1:4420", "address to listen on")
 	nqn := flags.String("nqn", "nqn.2026-01.org.example:serve", "name of the subsystem")
 	id := flags.String("uuid", "6c3f1d52-52f0-4b0b-9f0e-0d9b7a1e5c11", "identity of the disk")
+	inCapsule := flags.Int("in-capsule", 0, "bytes of a write that may come along with its command; 0: the default")
 	noRing := flags.Bool("no-ring", false, "do without io_uring")
 	var hosts []string
 	flags.Func("host", "name of a host that may connect; none: everybody", func(s string) error {
@@ -67,7 +69,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, free()) }()
 
-	target, err := nvmeof.New(nvmeof.Options{Logger: slog.Default(), NoRing: *noRing})
+	target, err := nvmeof.New(nvmeof.Options{Logger: slog.Default(), NoRing: *noRing, InCapsule: *inCapsule})
 	if err != nil {
 		return err
 	}
