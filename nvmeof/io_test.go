@@ -64,3 +64,32 @@ func TestIO(t *testing.T) {
 		}
 	})
 }
+
+// TestSizes: the smallest and the largest commands and capsules that there can be.
+func TestSizes(t *testing.T) {
+	eachLoop(t, func(t *testing.T, opt Options) {
+		for _, v := range []struct{ data, capsule int }{
+			{4096, 16}, {4096, 4096}, {128 << 10, 128 << 10}, {1 << 20, 16}, {1 << 20, 1 << 20},
+		} {
+			opt := opt
+			opt.MaxData, opt.InCapsule = v.data, v.capsule
+			r := newRig(t, opt)
+			c := r.connect()
+			q := c.IO[0]
+			if c.Ident.IOCCSZ != uint32(64+v.capsule)/16 {
+				t.Errorf("%+v: IOCCSZ is %d", v, c.Ident.IOCCSZ)
+			}
+			for _, n := range []int{512, v.capsule, v.data} {
+				n = max(n&^511, 512)
+				data, back := noise(uint64(n), n), make([]byte, n)
+				if err := q.Write(1, 7, data); err != nil {
+					t.Errorf("%+v: writing %d bytes: %v", v, n, err)
+				}
+				if err := q.Read(1, 7, back); err != nil || !bytes.Equal(back, data) {
+					t.Errorf("%+v: reading %d bytes: the same %v, %v", v, n, bytes.Equal(back, data), err)
+				}
+			}
+			wantStatus(t, "more than MDTS", q.Read(1, 0, make([]byte, v.data+512)), wire.InvalidField|wire.DNR)
+		}
+	})
+}

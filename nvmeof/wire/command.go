@@ -20,19 +20,19 @@ const (
 //	    24    16  SGL descriptor: address 8, length 4, reserved 3, type 1
 //	    40    24  CDW10 to CDW15
 type SQE struct {
-	Opcode  Opcode
-	Flags   uint8
-	CID     uint16
-	NSID    uint32
-	SGL     SGL
-	CDW10   uint32
-	CDW11   uint32
-	CDW12   uint32
-	CDW13   uint32
-	CDW14   uint32
-	CDW15   uint32
-	FCType  FCType // of a Fabrics command; it lies in the first byte of NSID
-	Reserve uint64 // CDW2 and CDW3
+	Opcode   Opcode
+	Flags    uint8
+	CID      uint16
+	NSID     uint32
+	SGL      SGL
+	CDW10    uint32
+	CDW11    uint32
+	CDW12    uint32
+	CDW13    uint32
+	CDW14    uint32
+	CDW15    uint32
+	FCType   FCType // of a Fabrics command; it lies in the first byte of NSID
+	Reserved uint64 // CDW2 and CDW3
 }
 
 // SGL is a command's one data descriptor (Base 4.1.2).
@@ -63,7 +63,7 @@ func (s *SQE) Parse(b []byte) {
 	s.CID = le.Uint16(b[2:])
 	s.NSID = le.Uint32(b[4:])
 	s.FCType = FCType(b[4])
-	s.Reserve = le.Uint64(b[8:])
+	s.Reserved = le.Uint64(b[8:])
 	s.SGL = SGL{le.Uint64(b[24:]), le.Uint32(b[32:]), b[39]}
 	s.CDW10, s.CDW11, s.CDW12 = le.Uint32(b[40:]), le.Uint32(b[44:]), le.Uint32(b[48:])
 	s.CDW13, s.CDW14, s.CDW15 = le.Uint32(b[52:]), le.Uint32(b[56:]), le.Uint32(b[60:])
@@ -79,7 +79,7 @@ func (s *SQE) Put(b []byte) {
 	if s.Opcode == OpFabrics {
 		b[4] = byte(s.FCType)
 	}
-	le.PutUint64(b[8:], s.Reserve)
+	le.PutUint64(b[8:], s.Reserved)
 	le.PutUint64(b[24:], s.SGL.Address)
 	le.PutUint32(b[32:], s.SGL.Length)
 	b[39] = s.SGL.Type

@@ -95,7 +95,7 @@ func goldens() (list []golden) {
 	put("CQE", CQESize, CQE{0x0102030405060708, 0x090a, 0x0b0c, NamespaceNotReady.WithDelay(1)}.Put)
 	put("CQE, DNR", CQESize, CQE{0, 1, 2, ConnectInvalidHost | DNR}.Put)
 	sqe := SQE{
-		Opcode: OpRead, Flags: FlagSGL, CID: 0x0102, NSID: 0x03040506, Reserve: 0x0708090a0b0c0d0e,
+		Opcode: OpRead, Flags: FlagSGL, CID: 0x0102, NSID: 0x03040506, Reserved: 0x0708090a0b0c0d0e,
 		SGL:   SGL{0x1112131415161718, 0x191a1b1c, SGLTransport},
 		CDW10: 0x20212223, CDW11: 0x24252627, CDW12: 0x28292a2b, CDW13: 0x2c2d2e2f, CDW14: 0x30313233, CDW15: 0x34353637,
 	}
