@@ -17,7 +17,10 @@ import (
 	"github.com/swapback/swapback/nvmeof/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	ReserveProcs(2)
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	testNQN  = "nqn.2026-01.org.example:disks"

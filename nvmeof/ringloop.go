@@ -31,6 +31,7 @@ type ringLoop struct {
 	msg       unix.Msghdr
 	sentAt    time.Time // since when the host has taken nothing
 	waking    bool      // the read of the eventfd is under way
+	keeps     bool      // one of the reserved processors
 	ending    bool      // what completes is not answered any more
 	err       error     // of the connection
 
@@ -131,9 +132,11 @@ func (r *ringLoop) run() error {
 		if err := r.wait(); err != nil {
 			return err
 		}
-		if err := r.reap(); err != nil {
+		n, err := r.reap()
+		if err != nil {
 			return err
 		}
+		r.keep(n > 0)
 		if r.fence != r.passed {
 			r.tryFence()
 		}
@@ -259,6 +262,9 @@ func (r *ringLoop) wait() error {
 		}
 	}
 	if due.IsZero() {
+		if r.keeps {
+			return r.ring.EnterRaw(1)
+		}
 		return r.ring.Enter(1)
 	}
 	err := r.ring.EnterTimeout(1, max(time.Until(due), 0))
@@ -271,12 +277,26 @@ func (r *ringLoop) wait() error {
 	return q.due()
 }
 
-// reap takes all completions that are there. The error is the connection's.
-func (r *ringLoop) reap() (err error) {
+// keep takes one of the processors that are reserved for those who wait briefly, or
+// gives it back; see uring.ReserveProcs.
+func (r *ringLoop) keep(busy bool) {
+	switch {
+	case busy && !r.keeps:
+		r.keeps = uring.KeepProc()
+	case !busy && r.keeps:
+		r.keeps = false
+		uring.ReturnProc()
+	}
+}
+
+// reap takes all completions that are there, and says how many. The error is the
+// connection's.
+func (r *ringLoop) reap() (n int, err error) {
 	defer r.q.recovered(&err)
 	for c := r.ring.Peek(); c != nil; c = r.ring.Peek() {
 		data, res := c.UserData, c.Res
 		r.ring.Advance()
+		n++
 		switch data & kindMask {
 		case kindBackend:
 			r.completed(&r.q.commands[uint16(data)], res)
@@ -289,7 +309,7 @@ func (r *ringLoop) reap() (err error) {
 			r.waking = false
 		}
 	}
-	return err
+	return n, err
 }
 
 func (r *ringLoop) received(res int32, err error) error {
@@ -342,6 +362,7 @@ func (r *ringLoop) tryFence() {
 // end waits until nothing is under way in the ring, and gives it back.
 func (r *ringLoop) end() {
 	q := r.q
+	r.keep(false)
 	if _, ok := errors.AsType[*wire.Fault](r.err); ok {
 		r.sayFarewell()
 	}
@@ -351,7 +372,7 @@ func (r *ringLoop) end() {
 	var err error
 	for err == nil && (r.receiving || r.sends || r.waking || q.flight > 0) {
 		if err = r.ring.Enter(1); err == nil {
-			_ = r.reap()
+			_, _ = r.reap()
 		}
 	}
 	if err != nil {
@@ -384,7 +405,10 @@ func (r *ringLoop) sayFarewell() {
 		q.in.r, q.in.w, q.taking.command, q.full = 0, 0, -1, false
 		r.receive()
 		left := time.Until(until)
-		if left <= 0 || r.ring.EnterTimeout(1, left) != nil || r.reap() != nil {
+		if left <= 0 || r.ring.EnterTimeout(1, left) != nil {
+			return
+		}
+		if _, err := r.reap(); err != nil {
 			return
 		}
 	}

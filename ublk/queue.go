@@ -210,7 +210,7 @@ func (q *queue) enter(wait uint32) error {
 // strive: there are requests, and most likely more of them soon.
 func (q *queue) strive() {
 	if !q.keeps {
-		q.keeps = keepProc()
+		q.keeps = uring.KeepProc()
 	}
 }
 
@@ -218,7 +218,7 @@ func (q *queue) strive() {
 func (q *queue) rest() {
 	if q.keeps {
 		q.keeps = false
-		returnProc()
+		uring.ReturnProc()
 	}
 }
 
