@@ -97,6 +97,11 @@
 // controller.mu, gate.mu, fence.mu and queue.waking are each held for a few lines, with
 // no other taken meanwhile.
 //
+// # Go's scheduler
+//
+// The thread of a queue with a ring blocks in a system call of which the scheduler has to
+// be told, unless the program has reserved processors for such waits (ReserveProcs).
+//
 // # What is not here
 //
 // TLS; the log of reservation notifications; Namespace Management
