@@ -269,7 +269,7 @@ func (n NamespaceID) Page() []byte {
 // own, is left out.
 func ParseNamespaceID(b []byte) (n NamespaceID) {
 	for len(b) >= 4 && b[1] != 0 && int(b[1]) <= len(b)-4 {
-		kind, id := b[0], b[4:4+b[1]]
+		kind, id := b[0], b[4:4+int(b[1])]
 		b = b[4+len(id):]
 		switch {
 		case kind == nidEUI64 && len(id) == 8:
