@@ -418,8 +418,8 @@ func TestReset(t *testing.T) {
 
 func TestKeepAlive(t *testing.T) {
 	r := newRig(t, Options{})
-	c := r.connect(func(c *nvmetest.Config) { c.KATO = 100 * time.Millisecond; c.Queues = 2 })
-	for range 10 { // five times as long as it lives without
+	c := r.connect(func(c *nvmetest.Config) { c.KATO = 500 * time.Millisecond; c.Queues = 2 })
+	for range 15 { // longer than it lives without
 		time.Sleep(100 * time.Millisecond)
 		if _, err := c.Admin.Do(&wire.SQE{Opcode: wire.OpKeepAlive}, nil, nil); err != nil {
 			t.Fatal(err)

@@ -377,14 +377,14 @@ func TestMoreCommandsThanEntries(t *testing.T) {
 // TestPatienceIsForEachAnswer: the time that one answer had does not end the next.
 func TestPatienceIsForEachAnswer(t *testing.T) {
 	eachLoop(t, func(t *testing.T, opt Options) {
-		opt.Patience = 200 * time.Millisecond
+		opt.Patience = 500 * time.Millisecond
 		r := newRig(t, opt)
 		q := r.connect().IO[0]
 		for _, n := range []int{128 << 10, 512, 128 << 10} {
 			if err := q.Read(1, 0, make([]byte, n)); err != nil {
 				t.Errorf("reading %d bytes: %v", n, err)
 			}
-			time.Sleep(2 * opt.Patience)
+			time.Sleep(opt.Patience + opt.Patience/4)
 		}
 	})
 }
