@@ -14,16 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loseRing takes away the number by which the queue's thread, which must call it,
-// names its ring: io_uring_enter fails from now on.
+// loseRing takes away the numbers by which the queue's thread, which must call it,
+// names its ring, and any that an earlier test has left with the thread:
+// io_uring_enter fails from now on.
 func loseRing(q *queue) error {
 	const unregisterRingFDs = 21
-	// struct io_uring_rsrc_update; the thread has registered no other ring.
-	var u struct {
+	// struct io_uring_rsrc_update, and as many as a thread can have numbers.
+	var u [16]struct {
 		offset, resv uint32
 		data         uint64
 	}
-	_, _, e := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(q.ring.FD()), unregisterRingFDs, uintptr(unsafe.Pointer(&u)), 1, 0, 0)
+	for i := range u {
+		u[i].offset = uint32(i)
+	}
+	_, _, e := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(q.ring.FD()), unregisterRingFDs, uintptr(unsafe.Pointer(&u)), uintptr(len(u)), 0, 0)
 	if e != 0 {
 		return e
 	}
