@@ -30,6 +30,7 @@ type Compressor struct {
 	enc *zstd.Encoder
 	// plain is enc without entropy coding of what it finds no repetition of.
 	plain *zstd.Encoder
+	runs  []byte // scratch
 }
 
 // NewCompressor returns a compressor for chunks up to size bytes.
@@ -39,6 +40,7 @@ func NewCompressor(size int) (*Compressor, error) {
 		window *= 2
 	}
 	c := new(Compressor)
+	c.runs = make([]byte, 0, runsBound(maxBlock))
 	for _, e := range []struct {
 		to    **zstd.Encoder
 		plain bool
@@ -63,30 +65,65 @@ func (c *Compressor) Close() {
 // itself: what would save less than a sixteenth stays raw, so that reading it
 // back costs no decoding.
 //
-// What looks like noise is searched for repetitions only, which the encoder does at
-// several GB/s where there are none (BenchmarkCompress): unlike a test that
-// gives up on noise at once, that still finds those in a run of archives, and blocks
-// of zeroes between them. Trying to code the noise itself in fewer bits is what
-// would take long, in chunks that are partly something else.
+// What is compressed is one Zstandard frame, or several in a row: stretches of
+// noise get frames of their own, for which only repetitions, or only runs of one
+// byte, are looked for.
 func (c *Compressor) Compress(dst, src []byte) ([]byte, format.Codec) {
-	enc := c.enc
-	if isNoise(src) {
-		enc = c.plain
+	out := dst[:0]
+	for rest := src; len(rest) > 0; {
+		n, noise := stretch(rest)
+		if noise {
+			out = c.appendNoise(out, rest[:n])
+		} else {
+			out = c.enc.EncodeAll(rest[:n], out)
+		}
+		rest = rest[n:]
 	}
-	out := enc.EncodeAll(src, dst[:0])
 	if len(out) < len(src)-len(src)/16 {
 		return out, format.Zstd
 	}
 	return src, format.Raw
 }
 
+// stretch is how much at the beginning of p is noise, or is not.
+func stretch(p []byte) (n int, noise bool) {
+	for n < len(p) {
+		s := p[n:min(n+maxBlock, len(p))]
+		is := isNoise(s) || IsZero(s)
+		if n > 0 && is != noise {
+			break
+		}
+		n, noise = n+len(s), is
+	}
+	return n, noise
+}
+
+// appendNoise appends frames of what no byte of can be coded in less than 8 bits.
+//
+// Looking for repetitions takes long where there are runs between the noise, as in
+// pages that are not full. A frame for the first block is made both ways; when that
+// tells of no repetitions but runs, none are looked for in the rest.
+func (c *Compressor) appendNoise(out, p []byte) []byte {
+	first := p[:min(maxBlock, len(p))]
+	begin := len(out)
+	out = c.plain.EncodeAll(first, out)
+	searched := len(out) - begin
+	if c.runs = appendRuns(c.runs[:0], first); len(c.runs) <= searched+searched/32 {
+		return appendRuns(out[:begin], p)
+	}
+	if len(first) < len(p) {
+		out = c.plain.EncodeAll(p, out[:begin])
+	}
+	return out
+}
+
 // isNoise tells by a sample whether all bytes come about equally often in p, apart
 // from runs of one byte: then no byte can be coded in less than 8 bits.
 func isNoise(p []byte) bool {
 	const (
-		probes = 64
+		probes = 32
 		width  = 64 // bytes of a probe
-		least  = 1024
+		least  = 512
 	)
 	if len(p) < 4*probes*width {
 		return false // compressing it costs little more than asking
@@ -107,8 +144,8 @@ func isNoise(p []byte) bool {
 	if n < least {
 		return false
 	}
-	// The sum of squares is n + n(n-1)/256 for noise, give or take half a percent at
-	// n = 4096, and 1.2 times that when a tenth of the bytes are text.
+	// The sum of squares is n + n(n-1)/256 for noise, give or take one percent at
+	// n = 2048 and three at 512, and 1.2 times that when a tenth of the bytes are text.
 	sum := 0
 	for _, c := range count {
 		sum += c * c
@@ -118,7 +155,10 @@ func isNoise(p []byte) bool {
 }
 
 // Bound is how much memory Compress wants in dst for n bytes.
-func (c *Compressor) Bound(n int) int { return c.enc.MaxEncodedSize(n) }
+func (c *Compressor) Bound(n int) int {
+	frames := n/maxBlock + 1
+	return n + frames*(runsBound(maxBlock)-maxBlock+c.enc.MaxEncodedSize(maxBlock)-maxBlock)
+}
 
 // Decompressor takes payloads apart; it is for one goroutine. Close it.
 type Decompressor struct{ dec *zstd.Decoder }

@@ -2,7 +2,6 @@ package codec
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -80,6 +79,8 @@ func TestRoundTrip(t *testing.T) {
 		{"short", []byte("x"), format.Raw},
 		{"odd", text(12345), format.Zstd},
 		{"zero", make([]byte, 1<<20), format.Zstd},
+		{"mixed", mixed(1 << 20), format.Zstd},
+		{"mixed, odd", mixed(1<<20 - 4321), format.Zstd},
 	} {
 		payload, codec := c.Compress(buf, tt.plain)
 		if codec != tt.codec {
@@ -111,6 +112,31 @@ func half(n int) []byte {
 		clear(p[at:min(at+256, n)])
 	}
 	return p
+}
+
+// mixed has stretches of noise, half noise, text and zeroes, which begin at any
+// block.
+func mixed(n int) []byte {
+	noise, words := random(2*n), text(2*n)
+	var p []byte
+	for i := 0; len(p) < n; i++ {
+		part := n/6&^4095 + 4096*(i%3+1)
+		switch i % 4 {
+		case 0:
+			p = append(p, words[:part]...)
+			words = words[part:]
+		case 1, 2:
+			from := len(p)
+			p = append(p, noise[:part]...)
+			noise = noise[part:]
+			for at := from; i%4 == 2 && at < len(p); at += 512 {
+				clear(p[at:min(at+256, len(p))])
+			}
+		case 3:
+			p = append(p, make([]byte, part)...)
+		}
+	}
+	return p[:n]
 }
 
 // What is noise between repetitions is told from what can be coded in fewer bits.
@@ -145,17 +171,42 @@ func TestIsNoise(t *testing.T) {
 	}
 }
 
-// A chunk that is taken for noise loses nothing that matters.
+// A chunk that is taken for noise, or is so in part, loses nothing that matters.
 func TestNoiseIsCompressed(t *testing.T) {
 	c, err := NewCompressor(1 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for _, plain := range [][]byte{half(1 << 20), bytes.Repeat(random(64<<10), 16), append(random(1<<19), make([]byte, 1<<19)...)} {
+	for name, plain := range map[string][]byte{
+		"half": half(1 << 20), "pages": bytes.Repeat(random(4<<10), 256), "archives": bytes.Repeat(random(64<<10), 16),
+		"pages that are not full": bytes.Repeat(append(random(3<<10), make([]byte, 1<<10)...), 256),
+		"half zero":               append(random(1<<19), make([]byte, 1<<19)...), "mixed": mixed(1 << 20),
+	} {
 		fast, codec := c.Compress(nil, plain)
 		if all := c.enc.EncodeAll(plain, nil); codec != format.Zstd || len(fast) > len(all)+len(all)/50 {
-			t.Errorf("%v, %d bytes, with everything tried %d", codec, len(fast), len(all))
+			t.Errorf("%s: %v, %d bytes, with everything tried %d", name, codec, len(fast), len(all))
+		}
+	}
+}
+
+// Nothing is moved to other memory while there is room in the caller's.
+func TestBound(t *testing.T) {
+	c, err := NewCompressor(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, n := range []int{1, 4096, maxBlock - 1, maxBlock, maxBlock + 1, 1 << 20} {
+		for name, plain := range map[string][]byte{"random": random(n), "text": text(n), "mixed": mixed(1 << 20)[:n]} {
+			buf := make([]byte, c.Bound(n))
+			got, codec := c.Compress(buf, plain)
+			if codec == format.Zstd && &got[0] != &buf[0] {
+				t.Errorf("%s: the payload of %d bytes has outgrown a bound of %d", name, n, len(buf))
+			}
+		}
+		if p := appendRuns(nil, random(n)); len(p) > runsBound(n) {
+			t.Errorf("%d bytes became %d, more than %d", n, len(p), runsBound(n))
 		}
 	}
 }
@@ -191,7 +242,7 @@ func FuzzDecompress(f *testing.F) {
 }
 
 func BenchmarkCompress(b *testing.B) {
-	for name, p := range map[string][]byte{"random": random(1 << 20), "text": text(1 << 20)} {
+	for name, p := range map[string][]byte{"random": random(1 << 20), "half": half(1 << 20), "text": text(1 << 20), "mixed": mixed(1 << 20)} {
 		b.Run(name, func(b *testing.B) {
 			c, err := NewCompressor(len(p))
 			if err != nil {
@@ -213,13 +264,5 @@ func BenchmarkIsZero(b *testing.B) {
 	b.SetBytes(int64(len(p)))
 	for b.Loop() {
 		IsZero(p)
-	}
-}
-
-func BenchmarkHash(b *testing.B) {
-	p := random(1 << 20)
-	b.SetBytes(int64(len(p)))
-	for b.Loop() {
-		sha256.Sum256(p)
 	}
 }
