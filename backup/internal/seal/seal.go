@@ -29,9 +29,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"sync"
-
-	"github.com/zeebo/blake3"
 
 	"github.com/swapback/swapback/backup/internal/format"
 )
@@ -58,32 +55,6 @@ func NewKey() (k Key) {
 // ErrSeal says that what was sealed has been changed, or was sealed with another
 // key. It is a format.ErrCorrupt.
 var ErrSeal = fmt.Errorf("%w: it was changed, or sealed with another key", format.ErrCorrupt)
-
-// Namer names chunks by their content. It is safe for concurrent use.
-type Namer struct{ pool sync.Pool }
-
-// NewNamer returns the Namer of a key.
-func NewNamer(k Key) *Namer {
-	n := new(Namer)
-	n.pool.New = func() any {
-		h, err := blake3.NewKeyed(k[:])
-		if err != nil {
-			panic(err) // only for a key of another length
-		}
-		return h
-	}
-	return n
-}
-
-// Name is the keyed hash of p.
-func (n *Namer) Name(p []byte) (sum format.Hash) {
-	h := n.pool.Get().(*blake3.Hasher)
-	h.Reset()
-	h.Write(p) // never fails
-	h.Sum(sum[:0])
-	n.pool.Put(h)
-	return sum
-}
 
 // Sealer encrypts and decrypts. It is safe for concurrent use.
 type Sealer struct {

@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/zeebo/blake3"
@@ -106,12 +107,14 @@ func TestText(t *testing.T) {
 	}
 }
 
-// The names are those of BLAKE3's keyed mode, whatever a Namer has named before.
+// The names are those of BLAKE3's keyed mode, by another implementation, whatever a
+// Namer has named before.
 func TestNames(t *testing.T) {
 	key := NewKey()
 	n := NewNamer(key)
-	for _, size := range []int{0, 1, 1023, 1024, 64 << 10, 1<<20 + 5} {
-		p := bytes.Repeat([]byte{byte(size), 3}, size)[:size]
+	for _, size := range []int{0, 1, 63, 64, 65, 1023, 1024, 1025, leaf - 1, leaf, leaf + 1, 3*leaf - 1, 3 * leaf, 64 << 10, 1 << 20, 1<<20 + 5} {
+		p := make([]byte, size)
+		rand.NewChaCha8([32]byte{byte(size)}).Read(p)
 		h, err := blake3.NewKeyed(key[:])
 		if err != nil {
 			t.Fatal(err)
@@ -179,6 +182,7 @@ func FuzzOpen(f *testing.F) {
 func BenchmarkName(b *testing.B) {
 	n, p := NewNamer(Key{1}), make([]byte, 1<<20)
 	b.SetBytes(int64(len(p)))
+	b.ReportAllocs()
 	for b.Loop() {
 		n.Name(p)
 	}
