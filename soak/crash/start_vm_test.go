@@ -35,9 +35,9 @@ func (b *bench) deaths(t *testing.T) []death {
 	}
 	exchanged := func(w world) world {
 		for _, p := range [][2]string{{"a", "b"}, {"c", "d"}} {
-			x, y := w[p[0]].Sum, w[p[1]].Sum
-			w = w.with(p[0], func(v *volume) { v.Sum = y })
-			w = w.with(p[1], func(v *volume) { v.Sum = x })
+			x, y := w[p[0]], w[p[1]]
+			w = w.with(p[0], func(v *volume) { v.Sum, v.Descends = y.Sum, y.Descends })
+			w = w.with(p[1], func(v *volume) { v.Sum, v.Descends = x.Sum, x.Descends })
 		}
 		return w
 	}
