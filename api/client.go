@@ -16,9 +16,15 @@ import (
 // Client talks to swapbackd. It is safe for concurrent use and implements
 // [Service], so that what works on a service works from afar too.
 type Client struct {
-	socket  string
+	at      string // where the daemon is, for messages
+	base    string // of its URLs
 	http    *http.Client
-	longest int64 // bytes of an answer
+	longest int64                    // bytes of an answer
+	err     error                    // why nothing can be asked
+	device  func(uuid string) string // this machine's device of a volume, see [Target]
+	// refused makes an error of a connection that could not be made; nil: no more
+	// is known about it.
+	refused func(error) error
 }
 
 // maxAnswer bounds an answer. The longest are of a pool whose metadata fills its
@@ -41,10 +47,23 @@ func NewClient(socket string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
 	}
-	return &Client{socket: socket, longest: maxAnswer, http: &http.Client{
-		// A connection for each request: on one that was kept, a request to the
-		// next daemon would break, as if that had died under it.
-		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
+	c := newClient(socket, "http://swapbackd", &http.Transport{DialContext: dial})
+	c.refused = func(err error) error {
+		return &Error{
+			Code:    CodeUnavailable,
+			Message: fmt.Sprintf("no swapbackd at %s: %v", socket, err),
+			Remedy:  "start it (systemctl start swapbackd), or name its socket with --socket or " + SocketEnv,
+		}
+	}
+	return c
+}
+
+func newClient(at, base string, t *http.Transport) *Client {
+	// A connection for each request: on one that was kept, a request to the
+	// next daemon would break, as if that had died under it.
+	t.DisableKeepAlives = true
+	return &Client{at: at, base: base, longest: maxAnswer, http: &http.Client{
+		Transport: t,
 		// A name such as ".." makes the server point to another path, which would
 		// be another operation.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -153,6 +172,7 @@ func (c *Client) OpenSnapshot(ctx context.Context, req SnapshotRequest) (Snapsho
 		resp.Body.Close()
 		return snap, nil, c.wentAway("POST", "/v1/snapshots", err)
 	}
+	c.here(&snap)
 	return snap, func(context.Context) error {
 		cancel()
 		return resp.Body.Close()
@@ -184,6 +204,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	if err != nil {
 		return c.wentAway(method, path, err)
 	}
+	c.here(out)
 	return nil
 }
 
@@ -193,19 +214,22 @@ func (c *Client) wentAway(method, path string, err error) error {
 	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
 		return &Error{
 			Code:    CodeInternal,
-			Message: fmt.Sprintf("what answered %s %s at %s says more than %d bytes", method, path, c.socket, tooLong.Limit),
+			Message: fmt.Sprintf("what answered %s %s at %s says more than %d bytes", method, path, c.at, tooLong.Limit),
 			Remedy:  "see whether it is swapbackd that listens there",
 		}
 	}
 	return &Error{
 		Code:    CodeUnavailable,
-		Message: fmt.Sprintf("swapbackd at %s went away before it had answered %s %s: %v", c.socket, method, path, err),
+		Message: fmt.Sprintf("swapbackd at %s went away before it had answered %s %s: %v", c.at, method, path, err),
 		Remedy:  "when it answers again, look whether it was done",
 	}
 }
 
 // send makes the request; an answer of 400 or more comes back as an [*Error].
 func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	if c.err != nil {
+		return nil, c.err
+	}
 	var payload io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -214,7 +238,7 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		}
 		payload = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://swapbackd"+path, payload)
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, payload)
 	if err != nil {
 		return nil, err
 	}
@@ -224,13 +248,8 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		var ne *net.OpError
-		if errors.As(err, &ne) && ne.Op == "dial" {
-			return nil, &Error{
-				Code:    CodeUnavailable,
-				Message: fmt.Sprintf("no swapbackd at %s: %v", c.socket, ne.Err),
-				Remedy:  "start it (systemctl start swapbackd), or name its socket with --socket or " + SocketEnv,
-			}
+		if err := c.notMade(err); err != nil {
+			return nil, err
 		}
 		return nil, c.wentAway(method, path, err)
 	}
@@ -243,6 +262,16 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		return nil, &Error{Status: http.StatusNotFound, Code: CodeNotFound, Message: fmt.Sprintf("%s %s: that is no name", method, path)}
 	}
 	return nil, decodeError(resp)
+}
+
+// notMade returns what to say of a connection that was not made, and so of a
+// request that was not sent; nil when it may have been.
+func (c *Client) notMade(err error) error {
+	var ne *net.OpError
+	if errors.As(err, &ne) && ne.Op == "dial" {
+		return c.refused(ne.Err)
+	}
+	return c.notTrusted(err)
 }
 
 // decodeError reads an [Error]. What a router or a validator answers has other

@@ -20,6 +20,7 @@ const (
 	CodeUnsupported = "unsupported" // the kernel can't do this
 	CodeInternal    = "internal"    // something failed below
 	CodeUnavailable = "unavailable" // the daemon does not answer
+	CodeDenied      = "denied"      // the caller has no right to it
 )
 
 // Error is what the API answers when something does not work. It is the body
@@ -58,6 +59,8 @@ func StatusOf(code string) int {
 	switch code {
 	case CodeInvalid:
 		return http.StatusUnprocessableEntity
+	case CodeDenied:
+		return http.StatusForbidden
 	case CodeNotFound:
 		return http.StatusNotFound
 	case CodeExists, CodeBusy, CodeInUse, CodeGeneration, CodeQuarantined, CodeDegraded:

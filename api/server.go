@@ -17,8 +17,20 @@ import (
 // /docs. Requests that fail below with
 // something else than an [*Error] are logged and answered as [CodeInternal].
 func NewHandler(svc Service, metrics http.Handler, version string, log *slog.Logger) http.Handler {
-	mux := http.NewServeMux()
+	return newHandler(svc, metrics, huma.DefaultConfig("swapbackd", version), log, nil)
+}
+
+// NewGuardedHandler is NewHandler without the pages that document it, and with a
+// guard: check hears the id of each operation before anything of its request is
+// read, and when it returns an error, an [*Error] at best, that is the answer.
+func NewGuardedHandler(svc Service, metrics http.Handler, version string, log *slog.Logger, check func(ctx context.Context, operation string) error) http.Handler {
 	config := huma.DefaultConfig("swapbackd", version)
+	config.DocsPath, config.OpenAPIPath = "", ""
+	return newHandler(svc, metrics, config, log, check)
+}
+
+func newHandler(svc Service, metrics http.Handler, config huma.Config, log *slog.Logger, check func(context.Context, string) error) http.Handler {
+	mux := http.NewServeMux()
 	config.Info.Description = "Virtual disks that can be put back: pools, volumes, snapshots and swaps."
 	// The schema links that huma adds to every body are of use to a browser
 	// only, and they would end up in what --json prints.
@@ -27,6 +39,9 @@ func NewHandler(svc Service, metrics http.Handler, version string, log *slog.Log
 	config.Transformers = []huma.Transformer{fewMistakes}
 	h := humago.New(mux, config)
 	s := &server{svc: svc, log: log}
+	if check != nil {
+		h.UseMiddleware(s.guard(check))
+	}
 	s.routePools(h)
 	s.routeVolumes(h)
 	s.routeSwap(h)
@@ -34,6 +49,25 @@ func NewHandler(svc Service, metrics http.Handler, version string, log *slog.Log
 		routeMetrics(h, metrics)
 	}
 	return mux
+}
+
+// guard answers with what check says against an operation.
+func (s *server) guard(check func(context.Context, string) error) func(huma.Context, func(huma.Context)) {
+	return func(hc huma.Context, next func(huma.Context)) {
+		id := hc.Operation().OperationID
+		err := check(hc.Context(), id)
+		if err == nil {
+			next(hc)
+			return
+		}
+		var e *Error
+		_ = errors.As(s.failure(id, err), &e) // it is one
+		hc.SetHeader("Content-Type", "application/json")
+		hc.SetStatus(e.Status)
+		if err := json.NewEncoder(hc.BodyWriter()).Encode(e); err != nil {
+			s.log.Debug("answer not sent", "operation", id, "err", err)
+		}
+	}
 }
 
 // OpenAPI returns the document that describes the API, as YAML.
