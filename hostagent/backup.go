@@ -67,6 +67,9 @@ func Backup(ctx context.Context, o BackupOptions) (b backup.Backup, err error) {
 		return b, fmt.Errorf("back up %s: %w", list(volumes), err)
 	}
 	failpoint.Hit("backup: snapshot open")
+	if err := readable(snap); err != nil {
+		return b, errors.Join(fmt.Errorf("back up %s: %w", list(volumes), err), end(context.WithoutCancel(ctx)))
+	}
 	b, err = o.Repo.Create(ctx, sources(snap), backup.CreateOptions{
 		At: snap.Time, Comment: o.Comment, Tags: o.Tags, Job: o.Job, Step: o.Step,
 		Full: o.Full, VerifyUnchanged: o.VerifyUnchanged,
@@ -164,6 +167,20 @@ func endSnapshot(ctx context.Context, svc api.Service, volumes []api.Volume, end
 		}
 		return true, nil
 	})
+}
+
+// readable refuses a snapshot that this machine has no device of.
+func readable(snap api.Snapshot) error {
+	for _, s := range snap.Volumes {
+		if s.Device == "" {
+			return &api.Error{
+				Code:    api.CodeUnsupported,
+				Message: fmt.Sprintf("the snapshot of volume %s can be read on the storage machine only", full(s.Volume)),
+				Remedy:  "take the backup there: swapback backup create " + full(s.Volume),
+			}
+		}
+	}
+	return nil
 }
 
 func sources(snap api.Snapshot) []backup.Source {

@@ -122,6 +122,13 @@ func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from 
 		*target = v
 		failpoint.Hit("restore: target attached")
 	}
+	if target.Device == "" {
+		return none, &api.Error{
+			Code:    api.CodeUnsupported,
+			Message: fmt.Sprintf("restore onto volume %s: this machine has no block device of it", full(*target)),
+			Remedy:  "connect it (NVMe/TCP: a device with the volume's UUID, " + target.UUID + "), or restore on the storage machine",
+		}
+	}
 	var changed error
 	result, err := o.Repo.Restore(ctx, backup.RestoreOptions{
 		// While the device is held nobody can swap the volume or take the device

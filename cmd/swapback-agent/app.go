@@ -14,6 +14,7 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/hostagent"
 	"github.com/swapback/swapback/hostagent/job"
+	"github.com/swapback/swapback/hostagent/nvmehost"
 	"github.com/swapback/swapback/hostagent/printable"
 	"github.com/swapback/swapback/hostagent/runner"
 	"github.com/swapback/swapback/version"
@@ -40,7 +41,7 @@ type app struct {
 
 	json     bool
 	verbose  bool
-	socket   string
+	target   api.Target
 	stateDir string
 	logDir   string
 	runDir   string
@@ -135,7 +136,11 @@ What failed is kept in quarantine.
 	f := root.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "print results as JSON")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done below the steps")
-	f.StringVar(&a.socket, "socket", "", "unix socket of swapbackd ($"+api.SocketEnv+", default "+api.DefaultSocket+")")
+	f.StringVar(&a.target.Socket, "socket", "", "unix socket of swapbackd ($"+api.SocketEnv+", default "+api.DefaultSocket+")")
+	f.StringVar(&a.target.Server, "server", "", "swapbackd of another machine, HOST or HOST:PORT ($"+api.ServerEnv+"; port "+api.DefaultPort+" unless named)")
+	f.StringVar(&a.target.Cert, "cert", "", "client certificate for --server ($"+api.CertEnv+")")
+	f.StringVar(&a.target.Key, "key", "", "its key ($"+api.KeyEnv+", default the file of --cert)")
+	f.StringVar(&a.target.CA, "ca", "", "authorities of the server's certificate ($"+api.CAEnv+", default the file of --cert)")
 	f.StringVar(&a.stateDir, "state-dir", a.dir("STATE_DIRECTORY", defaultState)+"/jobs", "folder that keeps where each job stands")
 	f.StringVar(&a.logDir, "log-dir", a.dir("LOGS_DIRECTORY", defaultLogs), "folder for logs of jobs that name none")
 	runDir := a.getenv(hostagent.RunDirEnv)
@@ -156,11 +161,9 @@ func (a *app) dir(env, usual string) string {
 }
 
 func (a *app) client() *api.Client {
-	socket := a.socket
-	if socket == "" {
-		socket = a.getenv(api.SocketEnv)
-	}
-	return api.NewClient(socket)
+	t := a.target
+	t.Device = nvmehost.Device
+	return t.Client(a.getenv)
 }
 
 func (a *app) logger() *slog.Logger {

@@ -15,6 +15,7 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
 	"github.com/swapback/swapback/hostagent"
+	"github.com/swapback/swapback/hostagent/nvmehost"
 	"github.com/swapback/swapback/hostagent/printable"
 )
 
@@ -35,7 +36,7 @@ type app struct {
 
 	json    bool
 	verbose bool
-	socket  string
+	target  api.Target
 	repo    string
 	given   backup.Secret // by flags
 }
@@ -58,16 +59,12 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return a.fail(ctx, err)
 }
 
-// client returns a client for the daemon. Nothing is connected yet.
+// client returns a client for the daemon, of this machine or of another. Nothing is
+// connected or read yet.
 func (a *app) client() *api.Client {
-	socket := a.socket
-	if socket == "" {
-		socket = a.getenv(api.SocketEnv)
-	}
-	if socket == "" {
-		socket = api.DefaultSocket
-	}
-	return api.NewClient(socket)
+	t := a.target
+	t.Device = nvmehost.Device
+	return t.Client(a.getenv)
 }
 
 // repository opens the repository that --repo or the environment names. The

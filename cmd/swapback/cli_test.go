@@ -219,7 +219,7 @@ func TestExitCodes(t *testing.T) {
 		api.CodeInvalid: exitUsage, api.CodeNotFound: exitNotFound, api.CodeExists: exitFailed,
 		api.CodeBusy: exitInUse, api.CodeInUse: exitInUse, api.CodeGeneration: exitRefused,
 		api.CodeNoSpace: exitFailed, api.CodeQuarantined: exitRefused, api.CodeUnsupported: exitFailed,
-		api.CodeInternal: exitFailed,
+		api.CodeInternal: exitFailed, api.CodeDenied: exitRefused,
 	} {
 		c := newCLI(t)
 		c.svc.fail = &api.Error{Code: code, Message: "it did not work"}
@@ -384,7 +384,8 @@ func TestInterrupted(t *testing.T) {
 	c := newCLI(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	a := &app{in: strings.NewReader(""), out: io.Discard, errOut: io.Discard, getenv: func(string) string { return c.socket }, now: time.Now}
+	a := &app{in: strings.NewReader(""), out: io.Discard, errOut: io.Discard, getenv: func(string) string { return "" }, now: time.Now}
+	a.target.Socket = c.socket
 	if code := a.run(ctx, []string{"volume", "list"}); code != exitInterrupted {
 		t.Errorf("exit code %d, want %d", code, exitInterrupted)
 	}

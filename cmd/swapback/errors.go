@@ -26,8 +26,8 @@ const (
 
 const exitCodeHelp = `
 Exit codes: 0 done, 1 failed (or a check found something), 2 bad arguments,
-  3 no such thing, 4 busy or in use, 5 refused for safety, 6 restored but for
-  what is damaged in the repository, 130 interrupted
+  3 no such thing, 4 busy or in use, 5 refused for safety or for want of a
+  right, 6 restored but for what is damaged in the repository, 130 interrupted
 `
 
 // Codes of errors that only the command line knows, beside the API's.
@@ -135,7 +135,7 @@ func exitOfAPI(code string) int {
 		return exitNotFound
 	case api.CodeBusy, api.CodeInUse:
 		return exitInUse
-	case api.CodeGeneration, api.CodeQuarantined, api.CodeDegraded:
+	case api.CodeGeneration, api.CodeQuarantined, api.CodeDegraded, api.CodeDenied:
 		return exitRefused
 	}
 	return exitFailed

@@ -16,7 +16,8 @@ an unused second volume and swapping the two: the name keeps its device, the
 failed data stays whole under the other name.
 
 Pools, volumes and swaps are the daemon's (swapbackd), reached over a unix socket
-(--socket or ` + api.SocketEnv + `). Backups live in a repository (--repo or ` + RepoEnv + `).
+(--socket or ` + api.SocketEnv + `), or from another machine over TLS, with a certificate that
+it knows (--server and --cert, or ` + api.ServerEnv + ` and ` + api.CertEnv + `). Backups live in a repository (--repo or ` + RepoEnv + `).
 A volume is named by NAME, POOL/NAME or UUID. Sizes are bytes or have a binary
 unit: 4096, 64K, 4MiB, 1.5G.
 
@@ -35,11 +36,12 @@ repo heal, recover) print one JSON object a line and end with one whose "type" i
 	}
 	group(cmd,
 		newPool(a), newVolume(a), newSwap(a), newRepo(a), newBackup(a), newRecover(a),
-		newDoctor(a), newVersion(a), newOpenAPI(a), newCompletion(a), newMan(a))
+		newCert(a), newDoctor(a), newVersion(a), newOpenAPI(a), newCompletion(a), newMan(a))
 	f := cmd.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "print JSON for programs")
 	f.BoolVar(&a.verbose, "verbose", false, "log what is being done to stderr")
-	f.StringVar(&a.socket, "socket", "", "unix socket of swapbackd (default $"+api.SocketEnv+" or "+api.DefaultSocket+")")
+	targetFlags(f, &a.target)
+	f.StringVar(&a.target.Socket, "socket", "", "unix socket of swapbackd (default $"+api.SocketEnv+" or "+api.DefaultSocket+")")
 	f.StringVar(&a.repo, "repo", "", "repository of backups (default $"+RepoEnv+")")
 	f.StringVar(&a.given.PassphraseFile, "passphrase-file", "", "file whose first line opens the repository (default $"+PassphraseFileEnv+")")
 	f.StringVar(&a.given.PassphraseCommand, "passphrase-command", "", "shell command whose first line of output opens the repository (default $"+PassphraseCommandEnv+")")

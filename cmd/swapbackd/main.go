@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/api/remote"
 	"github.com/swapback/swapback/ublk"
 	"github.com/swapback/swapback/version"
 	"github.com/swapback/swapback/volume"
@@ -44,6 +45,7 @@ type options struct {
 	timeout   time.Duration
 	holdFor   time.Duration
 	keepDir   string
+	remote    remote.Options
 }
 
 func main() {
@@ -76,11 +78,16 @@ When swapbackd ends or is killed, the kernel keeps the block devices and holds
 their I/O. The next swapbackd adopts them: applications see a pause, no error.
 To take the devices away instead, give --on-exit=stop.
 
-Signals: SIGTERM and SIGINT end the daemon as --on-exit says.
+With --api-listen it answers the API over TLS as well, to clients with certificates and
+only what --api-access allows each of them (swapback cert init).
+
+Signals: SIGTERM and SIGINT end the daemon as --on-exit says. SIGHUP has the files
+of --api-listen read again.
 Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 		Example: `  swapbackd
   swapbackd --disk /dev/nvme0n1 --disk /dev/nvme1n1 --log-level debug
-  swapbackd --socket /tmp/sb.sock --run-dir /tmp/sb --on-exit stop`,
+  swapbackd --socket /tmp/sb.sock --run-dir /tmp/sb --on-exit stop
+  swapbackd --api-listen 192.0.2.7:7443`,
 		Args:          cobra.NoArgs,
 		Version:       version.String(),
 		SilenceUsage:  true,
@@ -105,6 +112,7 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 	f.IntVar(&o.depth, "depth", 64, "requests in flight per queue, 1 to 4096")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	remoteFlags(f, &o.remote)
 	f.StringVar(&o.onExit, "on-exit", "keep", "keep: leave the devices to the next swapbackd; stop: remove them")
 	return cmd
 }
@@ -128,7 +136,7 @@ func (o options) check() error {
 	if o.queues < 0 || o.queues > 64 {
 		return usageError{fmt.Errorf("--queues=%d: want 1 to 64, or 0 for the default", o.queues)}
 	}
-	return nil
+	return checkRemote(o.remote)
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -178,6 +186,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	defer startRemote(ctx, o.remote, ctl, ctl.Metrics(), log)()
 	log.Info("answering", "socket", o.socket)
 	notify(log, daemon.SdNotifyReady)
 	defer notify(log, daemon.SdNotifyStopping)
