@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tool is a program and the Debian package that has it.
@@ -93,7 +95,7 @@ func Ensure(ctx context.Context, list []Tool, notice func(format string, args ..
 	install := "apt-get install --no-install-recommends " + strings.Join(packages(missing), " ")
 	_, err := exec.LookPath("apt-get")
 	if err == nil && os.Geteuid() == 0 {
-		return aptInstall(ctx, missing, notice)
+		return aptInstall(ctx, list, notice)
 	}
 	var lines []string
 	required := false
@@ -109,7 +111,21 @@ func Ensure(ctx context.Context, list []Tool, notice func(format string, args ..
 	return nil
 }
 
-func aptInstall(ctx context.Context, missing []Tool, notice func(string, ...any)) error {
+// aptInstall installs what is missing when no other process of this project does
+// so: two machines may be started at once.
+func aptInstall(ctx context.Context, list []Tool, notice func(string, ...any)) error {
+	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "swapback-apt.lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("lock the installation of packages: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock the installation of packages: %w", err)
+	}
+	missing := Missing(list, os.Getenv("PATH"))
+	if len(missing) == 0 {
+		return nil
+	}
 	names := packages(missing)
 	notice("installing %s", strings.Join(names, " "))
 	for _, args := range [][]string{
