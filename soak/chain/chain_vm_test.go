@@ -5,13 +5,13 @@ package chain
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,7 +31,22 @@ const (
 	daemonInside = "daemon killed while it reads"
 	daemonAfter  = "daemon killed before it is recorded"
 	backupInside = "backup killed while it reads"
+	agentWhole   = "by the agent"
+	agentInside  = "agent killed while it reads"
 )
+
+var kinds = []string{undisturbed, daemonBefore, daemonInside, daemonAfter, backupInside, agentWhole, agentInside}
+
+// agentJob has the agent make a backup and then run some load itself: it begins no
+// job on a volume that somebody else holds.
+const agentJob = `name: chain-%d
+repository: %s
+volumes: [{name: db}]
+steps:
+  - name: work
+    save_point: true
+    run: fio --name=step --filename=%s --direct=1 --rw=randwrite --bsrange=4k-32k --number_ios=50 --norandommap
+`
 
 // link is one backup of the chain, and what it has to hold.
 type link struct {
@@ -45,23 +60,21 @@ type chain struct {
 	rng  *rand.Rand
 	repo string
 	dir  string
-	tool string
+	fio  *rig.Fio
+	jobs int
+	deck []string // kinds still to be done before one is done again
 	done map[string]int
 }
 
 func TestEveryBackupOfAChain(t *testing.T) {
-	count := rig.Count(t, "SOAK_CHAIN", 14)
+	count := rig.Count(t, "SOAK_CHAIN", 1+len(kinds))
 	c := &chain{
 		Daemon: rig.Start(t), t: t, rng: rand.New(rand.NewSource(int64(rig.Count(t, "SOAK_SEED", 1)))),
 		dir: t.TempDir(), done: map[string]int{},
 	}
 	c.repo = filepath.Join(c.dir, "repo")
-	var err error
-	if c.tool, err = filepath.Abs("../../build/failpoint/swapback"); err != nil {
-		t.Fatal(err)
-	}
 	c.PoolWith(api.CreatePoolRequest{Name: "tank", ExtentSize: rig.MiB})
-	v := c.Volume("db", volumeSize)
+	c.Volume("db", volumeSize)
 	repo, err := backup.Init(t.Context(), c.repo, backup.InitOptions{ChunkSize: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
@@ -71,24 +84,21 @@ func TestEveryBackupOfAChain(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	fio := c.StartFio("db", []string{
-		"--name=load", "--filename=" + v.Device, "--direct=1", "--ioengine=io_uring", "--iodepth=8", "--rw=randwrite",
-		"--bsrange=4k-32k", "--rate_iops=40", "--time_based", "--runtime=36000", "--output-format=json", "--norandommap",
-		"--random_distribution=zipf:1.2",
-	})
+	c.load()
 	var links []link
 	for len(links) < count {
-		what := []string{undisturbed, undisturbed, daemonBefore, daemonInside, daemonAfter, backupInside}[c.rng.Intn(6)]
-		l, ok := c.backUp(what)
+		what := undisturbed // the first: what the next one counts from
+		if len(links) > 0 {
+			what = c.next()
+		}
+		l, ok := c.backUp(repo, what)
 		c.done[what]++
 		if ok {
 			links = append(links, l)
 			t.Logf("%s from %q, %d KiB read, %s", l.id, l.base, l.read>>10, what)
 		}
 	}
-	if job := fio.Stop(); job.TotalErr != 0 {
-		t.Errorf("fio saw %d errors, the first %d", job.TotalErr, job.FirstError)
-	}
+	c.unload()
 	incremental := 0
 	for _, l := range links {
 		if l.base != "" {
@@ -102,7 +112,7 @@ func TestEveryBackupOfAChain(t *testing.T) {
 	if incremental != len(links)-1 {
 		t.Errorf("%d of %d backups are incremental", incremental, len(links))
 	}
-	for _, what := range []string{undisturbed, daemonBefore, daemonInside, daemonAfter, backupInside} {
+	for _, what := range kinds {
 		if c.done[what] == 0 {
 			t.Errorf("never done: %s", what)
 		}
@@ -110,8 +120,36 @@ func TestEveryBackupOfAChain(t *testing.T) {
 	t.Logf("%d backups restored: %v", len(links), c.done)
 }
 
+// next is what is done to the next backup.
+func (c *chain) next() string {
+	if len(c.deck) == 0 {
+		c.deck = slices.Clone(kinds)
+		c.rng.Shuffle(len(c.deck), func(i, j int) { c.deck[i], c.deck[j] = c.deck[j], c.deck[i] })
+	}
+	what := c.deck[0]
+	c.deck = c.deck[1:]
+	return what
+}
+
+// load writes to the volume until unload.
+func (c *chain) load() {
+	c.t.Helper()
+	c.fio = c.StartFio("db", []string{
+		"--name=load", "--filename=" + c.Show("db").Device, "--direct=1", "--ioengine=io_uring", "--iodepth=8", "--rw=randwrite",
+		"--bsrange=4k-32k", "--rate_iops=40", "--time_based", "--runtime=36000", "--output-format=json", "--norandommap",
+		"--random_distribution=zipf:1.2",
+	})
+}
+
+func (c *chain) unload() {
+	c.t.Helper()
+	if job := c.fio.Stop(); job.TotalErr != 0 {
+		c.t.Errorf("fio saw %d errors, the first %d", job.TotalErr, job.FirstError)
+	}
+}
+
 // backUp makes a backup, or fails to because somebody was killed.
-func (c *chain) backUp(what string) (l link, ok bool) {
+func (c *chain) backUp(repo *backup.Repository, what string) (l link, ok bool) {
 	c.t.Helper()
 	if what == daemonBefore {
 		c.WaitWrites("db", 5)
@@ -119,9 +157,13 @@ func (c *chain) backUp(what string) (l link, ok bool) {
 		c.Run()
 	}
 	c.WaitWrites("db", 10)
+	if what == agentWhole || what == agentInside {
+		c.unload()
+		defer c.load()
+	}
 	order := filepath.Join(c.dir, "order")
 	c.write(order, "backup: snapshot open=stop")
-	cmd := exec.Command(c.tool, "backup", "create", "db", "--json")
+	cmd := c.maker(what)
 	cmd.Env = append(os.Environ(), "SWAPBACK_FAILPOINT=@"+order, api.SocketEnv+"="+c.Socket(), "SWAPBACK_REPO="+c.repo, "SWAPBACK_RUN_DIR="+c.RunDir())
 	var out, said rig.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
@@ -145,7 +187,7 @@ func (c *chain) backUp(what string) (l link, ok bool) {
 		time.Sleep(time.Duration(c.rng.Intn(200)) * time.Millisecond)
 		c.Kill()
 		c.Run()
-	case backupInside:
+	case backupInside, agentInside:
 		c.signal(cmd, syscall.SIGCONT)
 		time.Sleep(time.Duration(c.rng.Intn(300)) * time.Millisecond)
 		c.signal(cmd, syscall.SIGKILL)
@@ -156,18 +198,36 @@ func (c *chain) backUp(what string) (l link, ok bool) {
 	rig.WaitUntil(c.t, "the snapshot to end", func() bool { return !c.Show("db").Snapshot })
 	switch {
 	case err == nil:
-	case what == daemonInside || what == backupInside:
+	case what == daemonInside || what == backupInside || what == agentInside:
 		return l, false // killed in time
 	default:
 		c.t.Fatalf("%s: %v\n%s", what, err, said.String())
 	}
-	var b backup.Backup
-	// The result is the last of the events, one a line.
-	if err := json.Unmarshal([]byte(rig.Tail(out.String(), 1)), &b); err != nil || len(b.Volumes) != 1 {
-		c.t.Fatalf("what backup create says: %v\n%s", err, out.String())
+	b, err := repo.Get(c.t.Context(), "latest")
+	if err != nil || len(b.Volumes) != 1 {
+		c.t.Fatalf("%s made %+v, %v\n%s", what, b, err, out.String())
 	}
 	l.id, l.base, l.read = b.ID, b.Volumes[0].Base, b.Volumes[0].ReadBytes
 	return l, true
+}
+
+// maker is what makes a backup: the agent, before a step of a job, or the program
+// for one who types it.
+func (c *chain) maker(what string) *exec.Cmd {
+	c.t.Helper()
+	name, args := "swapback", []string{"backup", "create", "db", "--json"}
+	if what == agentWhole || what == agentInside {
+		c.jobs++ // one that died would want to be gone on with
+		file := filepath.Join(c.dir, "job.yaml")
+		c.write(file, fmt.Sprintf(agentJob, c.jobs, c.repo, c.Show("db").Device))
+		name, args = "swapback-agent", []string{"--state-dir", filepath.Join(c.dir, "state"), "--log-dir", filepath.Join(c.dir, "logs"),
+			"--socket", c.Socket(), "--run-dir", c.RunDir(), "run", file}
+	}
+	tool, err := filepath.Abs("../../build/failpoint/" + name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return exec.Command(tool, args...)
 }
 
 func (c *chain) write(path, text string) {
