@@ -187,9 +187,17 @@ func (d *Decompressor) Decompress(dst, payload []byte, c format.Codec) error {
 		copy(dst, payload)
 		return nil
 	case format.Zstd:
-		out, err := d.dec.DecodeAll(payload, dst[:0:len(dst)])
-		if err != nil {
-			return fmt.Errorf("%w: decompress: %w", format.ErrCorrupt, err)
+		out := dst[:0:len(dst)]
+		for len(payload) > 0 {
+			var n int
+			var plain bool
+			if out, n, plain = takeFrame(out, payload); !plain {
+				var err error
+				if out, err = d.dec.DecodeAll(payload[:n], out); err != nil {
+					return fmt.Errorf("%w: decompress: %w", format.ErrCorrupt, err)
+				}
+			}
+			payload = payload[n:]
 		}
 		if len(out) != len(dst) {
 			return fmt.Errorf("%w: payload decompresses to %d bytes, not %d", format.ErrCorrupt, len(out), len(dst))

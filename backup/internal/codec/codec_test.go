@@ -218,7 +218,10 @@ func FuzzDecompress(f *testing.F) {
 		f.Fatal(err)
 	}
 	payload, _ := c.Compress(nil, text(3000))
+	frames := append(appendRuns(nil, half(1200)), payload...)
 	c.Close()
+	f.Add(frames, 4200)
+	f.Add(appendRuns(frames, make([]byte, 300)), 4500)
 	f.Add(payload, 3000)
 	f.Add(payload, 2999)
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xff}, 10)
@@ -238,6 +241,11 @@ func FuzzDecompress(f *testing.F) {
 		if !bytes.Equal(mem[n:], bytes.Repeat([]byte{0xee}, guard)) {
 			t.Error("bytes after the destination were written")
 		}
+		// What the library takes it for.
+		want, libErr := d.dec.DecodeAll(payload, make([]byte, 0, n))
+		if same := libErr == nil && len(want) == n; same != (err == nil) || same && !bytes.Equal(mem[:n], want) {
+			t.Errorf("error is %v, the library's %v for %d bytes of %d", err, libErr, len(want), n)
+		}
 	})
 }
 
@@ -254,6 +262,30 @@ func BenchmarkCompress(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				c.Compress(buf, p)
+			}
+		})
+	}
+}
+
+func BenchmarkDecompress(b *testing.B) {
+	c, err := NewCompressor(1 << 20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	d, err := NewDecompressor(1 << 20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	for name, p := range map[string][]byte{"half": half(1 << 20), "text": text(1 << 20), "mixed": mixed(1 << 20)} {
+		b.Run(name, func(b *testing.B) {
+			payload, codec := c.Compress(nil, p)
+			b.SetBytes(int64(len(p)))
+			for b.Loop() {
+				if err := d.Decompress(p, payload, codec); err != nil {
+					b.Fatal(err)
+				}
 			}
 		})
 	}
