@@ -37,7 +37,7 @@ func main() {
 	flag.StringVar(&o.run, "run", os.Getenv("RUN"), "run only the tests that match ($RUN)")
 	flag.IntVar(&o.count, "count", 1, "run every test this often")
 	flag.BoolVar(&o.verbose, "v", os.Getenv("V") != "", "show all output ($V)")
-	flag.DurationVar(&o.timeout, "timeout", envDuration("TEST_TIMEOUT", 25*time.Minute), "limit for each package ($TEST_TIMEOUT)")
+	flag.DurationVar(&o.timeout, "timeout", envDuration("TEST_TIMEOUT", 45*time.Minute), "limit for each package ($TEST_TIMEOUT)")
 	flag.StringVar(&o.inside, "inside", "", "")
 	flag.Parse()
 	var err error

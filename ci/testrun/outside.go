@@ -129,7 +129,7 @@ func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error)
 	vm := filepath.Join(filepath.Dir(self), "vm")
 	args := []string{"-again", "-kernel", o.kernel}
 	if os.Getenv("VM_TIMEOUT") == "" {
-		args = append(args, "-timeout", "1h") // each package has a limit of its own
+		args = append(args, "-timeout", "80m") // each package has a limit of its own
 	}
 	cmd := exec.CommandContext(ctx, vm, append(args, "--", strings.Join(inside, " "))...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
