@@ -182,28 +182,45 @@ func (a *Authority) IssueClient(name string, life time.Duration, now time.Time) 
 	if err := CheckName(name); err != nil {
 		return nil, nil, err
 	}
-	c, text, err := a.sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{nameURI(name)},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, life, now)
+	c, text, err := a.sign(clientTemplate(name), life, now)
 	if err != nil {
 		return nil, nil, err
 	}
 	return c, append(text, encodeCert(a.cert)...), nil
 }
 
-// sign fills a template in and returns the certificate, and a file with it and its
-// key. The certificate is kept before anybody gets it, so that it can be listed and revoked.
-func (a *Authority) sign(tmpl *x509.Certificate, life time.Duration, now time.Time) (*x509.Certificate, []byte, error) {
-	if now.After(a.cert.NotAfter) {
-		return nil, nil, expired(filepath.Join(a.dir, AuthorityFile), a.cert)
+func clientTemplate(name string) *x509.Certificate {
+	return &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, URIs: []*url.URL{nameURI(name)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
+}
+
+// sign makes a key and signs a certificate for it. The file that comes back holds both.
+func (a *Authority) sign(tmpl *x509.Certificate, life time.Duration, now time.Time) (*x509.Certificate, []byte, error) {
 	pub, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a key: %w", err)
 	}
-	if tmpl.SerialNumber, err = newSerial(); err != nil {
+	c, err := a.signKey(tmpl, pub, life, now)
+	if err != nil {
 		return nil, nil, err
+	}
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, append(encodeCert(c), keyPEM...), nil
+}
+
+// signKey fills a template in and signs it. The certificate is kept before anybody
+// gets it, so that it can be listed and revoked.
+func (a *Authority) signKey(tmpl *x509.Certificate, pub crypto.PublicKey, life time.Duration, now time.Time) (c *x509.Certificate, err error) {
+	if now.After(a.cert.NotAfter) {
+		return nil, expired(filepath.Join(a.dir, AuthorityFile), a.cert)
+	}
+	if tmpl.SerialNumber, err = newSerial(); err != nil {
+		return nil, err
 	}
 	tmpl.NotBefore, tmpl.NotAfter = now.Add(-clockSkew), now.Add(life)
 	if tmpl.NotAfter.After(a.cert.NotAfter) {
@@ -212,21 +229,12 @@ func (a *Authority) sign(tmpl *x509.Certificate, life time.Duration, now time.Ti
 	tmpl.KeyUsage, tmpl.BasicConstraintsValid = x509.KeyUsageDigitalSignature, true
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, pub, a.key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("sign a certificate: %w", err)
+		return nil, fmt.Errorf("sign a certificate: %w", err)
 	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read a new certificate back: %w", err)
+	if c, err = x509.ParseCertificate(der); err != nil {
+		return nil, fmt.Errorf("read a new certificate back: %w", err)
 	}
-	keyPEM, err := encodeKey(key)
-	if err != nil {
-		return nil, nil, err
-	}
-	path := filepath.Join(a.dir, issuedDir, Serial(c)+".pem")
-	if err := Replace(path, encodeCert(c), 0o644); err != nil {
-		return nil, nil, err
-	}
-	return c, append(encodeCert(c), keyPEM...), nil
+	return c, Replace(filepath.Join(a.dir, issuedDir, Serial(c)+".pem"), encodeCert(c), 0o644)
 }
 
 // Issued returns every certificate that the authority of a folder has signed,

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/hostagent/job"
 	"github.com/swapback/swapback/hostagent/runner"
 )
@@ -23,6 +24,27 @@ func agent(t *testing.T, args ...string) (code int, out, errOut string) {
 	args = append([]string{"--run-dir", dir + "/run", "--socket", dir + "/none.sock"}, args...)
 	code = a.run(t.Context(), args)
 	return code, o.String(), e.String()
+}
+
+// TestAnotherMachinesDaemon: the flags and the environment say which, and with what.
+func TestAnotherMachinesDaemon(t *testing.T) {
+	file := write(t, "name: j\nrepository: /r\nvolumes: [{name: a}]\nsteps: [{name: s, run: 'true'}]\n")
+	env := map[string]string{api.ServerEnv: "storage.example.com", api.CertEnv: "/no/such.pem"}
+	for want, flags := range map[string][]string{
+		"/no/such.pem":  nil,
+		"/other.pem":    {"--cert", "/other.pem"},
+		"nobody":        {"--socket", "/nobody"},
+		"--socket for":  {"--socket", "/nobody", "--server", "x"},
+		`"port"`:        {"--server", "x:port"},
+		"is no address": {"--server", "::1::2"},
+	} {
+		var o, e bytes.Buffer
+		a := &app{out: &o, errOut: &e, stop: make(chan struct{}), getenv: func(name string) string { return env[name] }}
+		code := a.run(t.Context(), append([]string{"check", file, "--run-dir", t.TempDir(), "--state-dir", t.TempDir()}, flags...))
+		if code != runner.ExitRefused || !strings.Contains(o.String()+e.String(), want) {
+			t.Errorf("%q: exit code %d, no %q in %s%s", flags, code, want, o.String(), e.String())
+		}
+	}
 }
 
 func write(t *testing.T, text string) string {

@@ -47,7 +47,7 @@ folder is kept; the daemon is not asked, and takes changes by itself.`,
 		Example: `  swapback cert init storage.example.com 192.0.2.7
   swapback cert issue host1 --allow list,backup,swap --volume tank/db,tank/db-spare
   swapback volume list --server storage.example.com --cert host1.pem`,
-	}, newCertInit(a, &dir), newCertIssue(a, &dir), newCertRevoke(a, &dir), newCertList(a, &dir), newCertRenew(a, &dir))
+	}, newCertInit(a, &dir), newCertRequest(a), newCertIssue(a, &dir), newCertRevoke(a, &dir), newCertList(a, &dir), newCertRenew(a, &dir))
 	cmd.PersistentFlags().StringVar(&dir, "dir", certDir, "folder of the authority")
 	return cmd
 }
@@ -148,6 +148,7 @@ func runCertInit(a *app, dir string, days int, hosts []string) error {
 type certIssueOptions struct {
 	allow   string
 	volumes []string
+	request string
 	out     string
 	days    int
 }
@@ -159,7 +160,10 @@ func newCertIssue(a *app, dir *string) *cobra.Command {
 		Short: "Make a certificate for another machine",
 		Long: `Make a certificate and a key for a client, into one file that also holds the
 authority's certificate: all that --cert needs. Bring it to the client by a way
-that nobody else reads, mode 0600. With --allow the client may do something:
+that nobody else reads, mode 0600. With --request the client has made its key
+itself (swapback cert request), and the file holds no secret.
+
+With --allow the client may do something:
 
   list     see volumes and who holds them
   backup   open snapshots, read what has changed, record backups
@@ -172,6 +176,7 @@ A recovery from afar takes list,backup,swap on the volume and on its spares, and
 manage where spares are to be created or attached. A volume is POOL/VOLUME, in
 which * stands for any characters.`,
 		Example: `  swapback cert issue host1 --allow list,backup,swap --volume tank/db,tank/db-spare
+  swapback cert issue host2 --request host2.csr --allow list --volume 'tank/*'
   swapback cert issue prometheus --allow metrics --volume '*' --out /root/prometheus.pem --days 90`,
 		Args:              args(cobra.ExactArgs(1)),
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -180,6 +185,7 @@ which * stands for any characters.`,
 	f := cmd.Flags()
 	f.StringVar(&o.allow, "allow", "", "rights, with commas between them")
 	f.StringSliceVar(&o.volumes, "volume", nil, "volumes that they are for; repeatable")
+	f.StringVar(&o.request, "request", "", "file with the client's request for a certificate")
 	f.StringVar(&o.out, "out", "", "file to write (default CLIENT.pem)")
 	f.IntVar(&o.days, "days", 365, "how long the certificate is good for")
 	return cmd
@@ -231,11 +237,8 @@ func runCertIssue(a *app, dir string, o certIssueOptions, name string) error {
 	if err != nil {
 		return certFailed(err)
 	}
-	c, pem, err := ca.IssueClient(name, life, a.now())
+	c, err := o.issue(ca, name, life, a.now(), out)
 	if err != nil {
-		return certFailed(err)
-	}
-	if err := certs.WriteNew(out, pem, 0o600); err != nil {
 		return certFailed(err)
 	}
 	if statement != "" {
@@ -246,11 +249,64 @@ func runCertIssue(a *app, dir string, o certIssueOptions, name string) error {
 	j := describeCert(c)
 	j.File, j.Allowed = out, statement
 	return a.print(j, func(w io.Writer) {
-		fmt.Fprintf(w, "certificate %s for %s, good until %s, with its key: %s\n", j.Serial, name, a.time(c.NotAfter), out)
+		key := ", with its key"
+		if o.request != "" {
+			key = ""
+		}
+		fmt.Fprintf(w, "certificate %s for %s, good until %s%s: %s\n", j.Serial, name, a.time(c.NotAfter), key, out)
 		if statement != "" {
 			fmt.Fprintf(w, "%s says: %s\n", path, statement)
 		}
 	})
+}
+
+// issue signs the certificate and writes it to a file.
+func (o certIssueOptions) issue(ca *certs.Authority, name string, life time.Duration, now time.Time, out string) (*x509.Certificate, error) {
+	if o.request == "" {
+		c, pem, err := ca.IssueClient(name, life, now)
+		if err != nil {
+			return nil, err
+		}
+		return c, certs.WriteNew(out, pem, 0o600)
+	}
+	request, err := certs.ReadPublic(o.request)
+	if err != nil {
+		return nil, err
+	}
+	c, pem, err := ca.IssueRequested(name, request, life, now)
+	if err != nil {
+		return nil, &certs.Error{File: o.request, Problem: err.Error(), Remedy: "swapback cert request " + name + ", on the client, makes one", Err: err}
+	}
+	return c, certs.WriteNew(out, pem, 0o644)
+}
+
+func newCertRequest(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "request CLIENT",
+		Short: "Make a key, and a request for a certificate, on the client",
+		Long: `Make a key in CLIENT.key, which stays on this machine, and a request for a
+certificate in CLIENT.csr. With that, swapback cert issue CLIENT --request CLIENT.csr makes
+CLIENT.pem on the storage machine. Neither of the two files is secret.`,
+		Example: `  swapback cert request host2
+  swapback volume list --server storage.example.com --cert host2.pem --key host2.key`,
+		Args:              args(cobra.ExactArgs(1)),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(_ *cobra.Command, args []string) error { return runCertRequest(a, args[0]) },
+	}
+}
+
+func runCertRequest(a *app, name string) error {
+	key, request, err := certs.NewRequest(name)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	if err := certs.WriteNew(name+".key", key, 0o600); err != nil {
+		return certFailed(err)
+	}
+	if err := certs.WriteNew(name+".csr", request, 0o644); err != nil {
+		return certFailed(err)
+	}
+	return a.done("written", []string{name + ".key", name + ".csr"}, fmt.Sprintf("the key is %s.key; bring %s.csr to the storage machine", name, name))
 }
 
 // mistake leaves the number of the line out.

@@ -144,10 +144,22 @@ func TestCertCare(t *testing.T) {
 		t.Errorf("the rights are %s, %v", text, err)
 	}
 	c.must(t, "cert", "revoke", "host3", "--name", "--dir", dir)
+	c.must(t, "cert", "request", "host5")
+	if out := c.must(t, "cert", "issue", "host5", "--request", "host5.csr", "--dir", dir); strings.Contains(out, "key") {
+		t.Errorf("issue says %s", out)
+	}
+	if _, err := certs.LoadPair("host5.pem", "host5.key", certs.ForClient, c.clock); err != nil {
+		t.Error(err)
+	}
 	for line, want := range map[string]struct {
 		code int
 		says string
 	}{
+		"cert request host5": {exitFailed, "host5.key"},
+		"cert request a/b":   {exitUsage, "client name"},
+		"cert issue host6 --request host5.csr --dir " + dir:              {exitFailed, "another name"},
+		"cert issue host6 --request host5.pem --dir " + dir:              {exitFailed, "cert request host6"},
+		"cert issue host6 --request none.csr --dir " + dir:               {exitNotFound, "none.csr"},
 		"cert init storage --dir " + dir:                                 {exitFailed, "not empty"},
 		"cert init a/b --dir " + dir + "x":                               {exitUsage, "no host name"},
 		"cert init storage --days 0 --dir " + dir + "x":                  {exitUsage, "--days"},
