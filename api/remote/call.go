@@ -26,6 +26,7 @@ type call struct {
 	log    *slog.Logger // knows the client
 	denies func() bool  // whether one more refusal is to be logged
 	now    func() *access.Table
+	all    []api.Volume // that there are; nil before anybody has asked
 }
 
 // denied says who lacks which right to what, and what gives it to him. want is the

@@ -100,12 +100,13 @@ func (g *guard) find(ctx context.Context, c *call, ref string) (v api.Volume, fo
 		}
 		return v, err == nil && sees(v), err
 	}
-	all, err := g.svc.Volumes(ctx, "")
-	if err != nil {
-		return v, false, err
+	if c.all == nil { // once for a request, which may have thousands of names
+		if c.all, err = g.svc.Volumes(ctx, ""); err != nil {
+			return v, false, err
+		}
 	}
 	var hits []api.Volume
-	for _, v := range all {
+	for _, v := range c.all {
 		if v.Name == ref && sees(v) {
 			hits = append(hits, v)
 		}

@@ -297,7 +297,8 @@ func TestServerWaitsForItsFiles(t *testing.T) {
 	if _, err := w.client("host1").Info(t.Context()); err != nil {
 		t.Error(err)
 	}
-	said("ends soon")
+	said("the daemon's certificate ends soon")
+	said("a client's certificate ends soon")
 	if n := strings.Count(w.log.String(), "address already in use"); n != 1 {
 		t.Errorf("the address was complained of %d times", n)
 	}

@@ -230,20 +230,25 @@ func (l *listener) peer(c net.Conn) *peer {
 	return l.known[conn]
 }
 
-// enforce ends the connections that what the files say now does not allow.
-func (l *listener) enforce(st *state) {
+// enforce ends the connections that what the files say now does not allow: by all
+// that they say, or only those whose certificate has expired.
+func (l *listener) enforce(st *state, all bool) {
 	type open struct {
 		p     *peer
 		chain []*x509.Certificate
 	}
-	var all []open
+	var list []open
 	l.mu.Lock()
 	for conn, p := range l.known {
-		all = append(all, open{p, conn.ConnectionState().PeerCertificates})
+		list = append(list, open{p, conn.ConnectionState().PeerCertificates})
 	}
 	l.mu.Unlock()
-	for _, o := range all {
-		if why := st.lost(o.p, o.chain, l.s.now()); why != "" {
+	now := l.s.now()
+	for _, o := range list {
+		if !all && !now.After(o.p.cert.NotAfter) {
+			continue
+		}
+		if why := st.lost(o.p, o.chain, now); why != "" {
 			l.s.log.Warn("connection ended", "client", o.p.name, "from", o.p.raw.RemoteAddr(), "why", why)
 			o.p.raw.Close()
 		}

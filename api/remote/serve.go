@@ -47,6 +47,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	log := s.log.With("client", p.name, "certificate", certs.Serial(p.cert), "from", r.RemoteAddr)
+	s.warn(p.name, p.cert)
 	change := r.Method != http.MethodGet && r.Method != http.MethodHead
 	if change {
 		log.Info("change asked for", "method", r.Method, "path", r.URL.EscapedPath())
@@ -55,7 +56,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		}()
 	}
 	c := &call{
-		name: p.name, table: st.table, file: s.o.Access, peer: p, log: log, denies: s.mayLog,
+		name: p.name, table: st.table, file: s.o.Access, peer: p, log: log, denies: s.refused.allow,
 		now: func() *access.Table { return s.state.Load().table },
 	}
 	s.api.ServeHTTP(out, r.WithContext(withCall(r.Context(), c)))

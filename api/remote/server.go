@@ -11,6 +11,7 @@ package remote
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -50,13 +51,15 @@ type Server struct {
 	every  time.Duration // between two looks at the files
 	state  atomic.Pointer[state]
 	api    http.Handler
-	noisy  *rate.Limiter
-	quiet  atomic.Int64 // lines that were not logged
+	// What strangers and what clients are refused is bounded apart: the first must
+	// not keep the second out of the log.
+	strangers, refused limiter
 
-	mu       sync.Mutex // of a reload, outermost
-	stamps   []string   // of the files that were read last
-	problem  string     // that was told last
-	warned   time.Time  // of a certificate that ends soon
+	mu       sync.Mutex           // of a reload, outermost
+	stamps   []string             // of the files that were read last
+	problem  string               // that was told last
+	warned   map[string]time.Time // of certificates that end soon, by client; "" is the daemon
+	looked   time.Time            // at all open connections anew
 	listener atomic.Pointer[listener]
 }
 
@@ -67,7 +70,8 @@ const pollEvery = time.Second
 func New(o Options) *Server {
 	g := &guard{svc: o.Service}
 	return &Server{
-		o: o, log: o.Logger.With("api", "remote"), limits: defaults, now: time.Now, every: pollEvery, noisy: rate.NewLimiter(5, 50),
+		o: o, log: o.Logger.With("api", "remote"), limits: defaults, now: time.Now, every: pollEvery,
+		strangers: newLimiter(o.Logger), refused: newLimiter(o.Logger), warned: map[string]time.Time{},
 		api: api.NewGuardedHandler(g, o.Metrics, o.Version, o.Logger, g.check),
 	}
 }
@@ -157,7 +161,7 @@ func (s *Server) reload(stamps []string) error {
 		s.log.Info("certificates and rights were read again", "clients", st.table.Clients())
 	}
 	if l := s.listener.Load(); l != nil {
-		l.enforce(st)
+		l.enforce(st, true)
 	}
 	return nil
 }
@@ -176,10 +180,16 @@ func (s *Server) poll() {
 	if changed {
 		s.tell(err)
 	}
-	if l := s.listener.Load(); l != nil {
-		l.enforce(s.state.Load())
+	if l := s.listener.Load(); l != nil && !changed {
+		// Certificates end by themselves, and so do those between them and the authority.
+		l.enforce(s.state.Load(), s.now().Sub(s.looked) > fullLook)
+		if s.now().Sub(s.looked) > fullLook {
+			s.looked = s.now()
+		}
 	}
-	s.warn()
+	if st := s.state.Load(); st != nil {
+		s.warn("", st.leaf)
+	}
 }
 
 // tell logs a problem once for as long as it stays the same.
@@ -204,17 +214,32 @@ func (s *Server) tell(err error) {
 	}
 }
 
+// fullLook is how often each open connection is judged in full although no file has
+// changed, which costs a signature's check; whether it has expired is seen at each look.
+const fullLook = time.Minute
+
 // soon is how long before its end a certificate is warned of.
 const soon = 14 * 24 * time.Hour
 
-// warn tells once a day that the daemon's certificate ends soon.
-func (s *Server) warn() {
-	st := s.state.Load()
-	if st == nil || s.now().Before(st.leaf.NotAfter.Add(-soon)) || s.now().Before(s.warned.Add(24*time.Hour)) {
+// warn tells once a day that a certificate ends soon: the daemon's, or a client's.
+func (s *Server) warn(client string, c *x509.Certificate) {
+	now := s.now()
+	if now.Before(c.NotAfter.Add(-soon)) {
 		return
 	}
-	s.warned = s.now()
-	s.log.Warn("the daemon's certificate ends soon: clients will refuse it", "file", s.o.Cert, "ends", st.leaf.NotAfter, "remedy", "swapback cert renew")
+	s.mu.Lock()
+	due := !now.Before(s.warned[client].Add(24 * time.Hour))
+	if due {
+		s.warned[client] = now
+	}
+	s.mu.Unlock()
+	switch {
+	case !due:
+	case client == "":
+		s.log.Warn("the daemon's certificate ends soon: clients will refuse it", "file", s.o.Cert, "ends", c.NotAfter, "remedy", "swapback cert renew")
+	default:
+		s.log.Warn("a client's certificate ends soon: it will be refused", "client", client, "certificate", certs.Serial(c), "ends", c.NotAfter, "remedy", "swapback cert issue "+client)
+	}
 }
 
 // load reads all files.
@@ -252,19 +277,30 @@ func (s *Server) load() (*state, error) {
 // complain logs what anybody on the network can bring about, and so not without a
 // bound.
 func (s *Server) complain(what string, args ...any) {
-	if s.mayLog() {
+	if s.strangers.allow() {
 		s.log.Warn(what, args...)
 	}
 }
 
-// mayLog tells whether one more such line is to be logged.
-func (s *Server) mayLog() bool {
-	if !s.noisy.Allow() {
-		s.quiet.Add(1)
+// limiter bounds how many lines are logged.
+type limiter struct {
+	log  *slog.Logger
+	rate *rate.Limiter
+	left *atomic.Int64 // lines that were not logged
+}
+
+func newLimiter(log *slog.Logger) limiter {
+	return limiter{log.With("api", "remote"), rate.NewLimiter(5, 50), new(atomic.Int64)}
+}
+
+// allow tells whether one more line is to be logged.
+func (l limiter) allow() bool {
+	if !l.rate.Allow() {
+		l.left.Add(1)
 		return false
 	}
-	if n := s.quiet.Swap(0); n > 0 {
-		s.log.Warn("refusals were not logged one by one: there were too many", "number", n)
+	if n := l.left.Swap(0); n > 0 {
+		l.log.Warn("refusals were not logged one by one: there were too many", "number", n)
 	}
 	return true
 }
