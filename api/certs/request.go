@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -40,39 +41,48 @@ func (a *Authority) IssueRequested(name string, request []byte, life time.Durati
 	if err := CheckName(name); err != nil {
 		return nil, nil, err
 	}
+	key, err := parseRequest(name, request)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := a.signKey(clientTemplate(name), key, life, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, append(encodeCert(c), encodeCert(a.cert)...), nil
+}
+
+// parseRequest returns the key of a request that is good for a name.
+func parseRequest(name string, request []byte) (crypto.PublicKey, error) {
 	block, _ := pem.Decode(request)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" {
-		return nil, nil, fmt.Errorf("it holds no request for a certificate in PEM form")
+		return nil, fmt.Errorf("it holds no request for a certificate in PEM form")
 	}
 	r, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, nil, fmt.Errorf("it can't be read: %w", err)
+		return nil, fmt.Errorf("it can't be read: %w", err)
 	}
 	// Whoever asks has the key.
 	if err := r.CheckSignature(); err != nil {
-		return nil, nil, fmt.Errorf("it is not signed with its own key: %w", err)
+		return nil, fmt.Errorf("it is not signed with its own key: %w", err)
 	}
 	for _, u := range r.URIs {
 		if u.Scheme == Scheme && *u != *nameURI(name) {
-			return nil, nil, fmt.Errorf("it asks for another name, %.100q", u.String())
+			return nil, fmt.Errorf("it asks for another name, %.100q", u.String())
 		}
 	}
 	switch k := r.PublicKey.(type) {
 	case ed25519.PublicKey:
 	case *ecdsa.PublicKey:
 		if k.Curve == elliptic.P224() {
-			return nil, nil, fmt.Errorf("its key is on the curve P-224, which TLS 1.3 does not have")
+			return nil, fmt.Errorf("its key is on the curve P-224, which TLS 1.3 does not have")
 		}
 	case *rsa.PublicKey:
 		if n := k.N.BitLen(); n < 2048 || n > 8192 {
-			return nil, nil, fmt.Errorf("its RSA key has %d bits, want 2048 to 8192", n)
+			return nil, fmt.Errorf("its RSA key has %d bits, want 2048 to 8192", n)
 		}
 	default:
-		return nil, nil, fmt.Errorf("its key is of a kind that TLS 1.3 does not have")
+		return nil, fmt.Errorf("its key is of a kind that TLS 1.3 does not have")
 	}
-	c, err := a.signKey(clientTemplate(name), r.PublicKey, life, now)
-	if err != nil {
-		return nil, nil, err
-	}
-	return c, append(encodeCert(c), encodeCert(a.cert)...), nil
+	return r.PublicKey, nil
 }

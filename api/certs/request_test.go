@@ -98,3 +98,32 @@ func TestRequest(t *testing.T) {
 		}
 	}
 }
+
+// FuzzRequest: a request is refused in few words, or it is signed with its own key,
+// of a kind that TLS 1.3 has, and names nobody else.
+func FuzzRequest(f *testing.F) {
+	_, request, err := NewRequest("host1")
+	if err != nil {
+		f.Fatal(err)
+	}
+	block, _ := pem.Decode(request)
+	f.Add(block.Bytes)
+	f.Fuzz(func(t *testing.T, der []byte) {
+		key, err := parseRequest("host1", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+		if err != nil {
+			if len(err.Error()) > 1000 {
+				t.Errorf("%d bytes of an error", len(err.Error()))
+			}
+			return
+		}
+		r, err := x509.ParseCertificateRequest(der)
+		if err != nil || r.CheckSignature() != nil || key == nil {
+			t.Fatalf("taken: %v", err)
+		}
+		for _, u := range r.URIs {
+			if u.Scheme == Scheme && u.Opaque != "host1" {
+				t.Errorf("it names %q", u)
+			}
+		}
+	})
+}
