@@ -290,7 +290,7 @@ func TestServerWaitsForItsFiles(t *testing.T) {
 	if _, err := w.ca.IssueServer([]string{"127.0.0.1"}, time.Hour, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	said("address already in use")
+	said("the remote API is not served\" api=remote err=\"listen for clients from afar: listen tcp " + taken.Addr().String() + ": bind: address already in use")
 	taken.Close()
 	w.until("the server listens", func() bool { return w.srv.listener.Load() != nil })
 	w.address = taken.Addr().String()

@@ -180,10 +180,11 @@ func (s *Server) poll() {
 	if changed {
 		s.tell(err)
 	}
-	if l := s.listener.Load(); l != nil && !changed {
+	if l := s.listener.Load(); l != nil {
 		// Certificates end by themselves, and so do those between them and the authority.
-		l.enforce(s.state.Load(), s.now().Sub(s.looked) > fullLook)
-		if s.now().Sub(s.looked) > fullLook {
+		full := s.now().Sub(s.looked) > fullLook
+		l.enforce(s.state.Load(), full)
+		if full {
 			s.looked = s.now()
 		}
 	}
@@ -207,7 +208,7 @@ func (s *Server) tell(err error) {
 	switch {
 	case err == nil:
 		s.log.Info("the remote API is as its files say again")
-	case s.state.Load() == nil:
+	case s.listener.Load() == nil:
 		s.log.Error("the remote API is not served", "err", err)
 	default:
 		s.log.Error("the remote API goes on with what its files said before", "err", err)
