@@ -192,8 +192,8 @@ func (s *scratch) Survive(patches []logwrites.Patch) {
 	}
 }
 
-// Reset undoes patches, and whatever was written to label and metadata of the
-// members; with all, whatever was written anywhere.
+// Reset undoes patches, and whatever was written to label, metadata and change map
+// of the members; with all, whatever was written anywhere.
 func (s *scratch) Reset(patches []logwrites.Patch, all bool) {
 	for _, p := range patches {
 		copy(s.disk[p.Offset:], s.durable[p.Offset:p.Offset+int64(len(p.Data))])
@@ -204,7 +204,7 @@ func (s *scratch) Reset(patches []logwrites.Patch, all bool) {
 			s.restore(m*size, size)
 			continue
 		}
-		for _, at := range []int{0, metadataSlot} { // the label lies before the first slot
+		for _, at := range []int{0, metadataSlot, changesAt} { // the label lies before the first slot
 			s.restore(m*size+at, metadataUsed)
 		}
 	}

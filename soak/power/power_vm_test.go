@@ -19,6 +19,7 @@ const (
 	labelAt      = 4 << 10
 	firstSlot    = 8 << 10
 	metadataSlot = firstSlot + 1<<20
+	changesAt    = metadataSlot + 1<<20
 	metadataUsed = 64 << 10
 	// daemonPoints are the cuts after which the whole daemon starts.
 	daemonPoints = 12
