@@ -86,9 +86,9 @@ test-vms: build harness ## integration tests on both kernels, two machines at a 
 
 .PHONY: test-unit
 test-unit: ## unit tests: no root, no kernel features (with -race where there is a C compiler)
-	$(GO) test $(RACE) $$($(GO) list ./... | grep -v swapback/backup$$)
-	$(GO) test ./backup
-	$(if $(RACE),$(GO) test $(RACE) -short ./backup)
+	$(GO) test -timeout 20m $(RACE) $$($(GO) list ./... | grep -v swapback/backup$$)
+	$(GO) test -timeout 20m ./backup
+	$(if $(RACE),$(GO) test -timeout 20m $(RACE) -short ./backup)
 
 .PHONY: test-vm
 # Four processors: the kernel gives a device no more queues than there are.
