@@ -165,7 +165,7 @@ func TestJudge(t *testing.T) {
 	list[0].Stored = 1051
 	list = append(list, summary("swapback", rowIncremental, []sample{{Seconds: 1, ReadBytes: 1090}}, 0))
 	var got []string
-	for _, x := range judge(report{Results: list, ChangedChunks: 1000}) {
+	for _, x := range judge(report{Results: list, ChangedChunks: 1000, Cache: cacheCold}) {
 		got = append(got, x.String())
 	}
 	want := []string{"times borg’s speed 4.00 ≥ 4.00 ok", "times restic’s speed 5.83 ≥ 6.00 MISSED",
