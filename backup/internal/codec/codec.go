@@ -98,7 +98,7 @@ func stretch(p []byte) (n int, noise bool) {
 	return n, noise
 }
 
-// appendNoise appends frames of what no byte of can be coded in less than 8 bits.
+// appendNoise appends frames of bytes none of which can be coded in less than 8 bits.
 //
 // Looking for repetitions takes long where there are runs between the noise, as in
 // pages that are not full. A frame for the first block is made both ways; when that
