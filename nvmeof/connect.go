@@ -68,7 +68,11 @@ func (q *queue) connect(conn wire.Connect, data wire.ConnectData) (wire.Status, 
 		if q.target.exists(data.Subsys) {
 			return wire.ConnectInvalidHost | wire.DNR, 0
 		}
-		return invalid(256, true)
+		status, result := invalid(256, true)
+		if later := q.target.opt.Incomplete; later != nil && later() {
+			status &^= wire.DNR
+		}
+		return status, result
 	}
 	q.noFlow = conn.Attributes&wire.ConnectNoSQFlow != 0
 	h := host{data.HostName, data.HostID}

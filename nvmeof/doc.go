@@ -52,6 +52,12 @@
 // pauses that are known to be long there is SetANA: the log changes first, then the
 // hosts that have read it get statuses of asymmetric access, and others are held.
 //
+// # The change map
+//
+// Behind the gate whoever wants to know hears of what a command is about to change
+// (Changes). It may say "not yet", as when that has to be on a disk first: the command is
+// parked, in flight for nobody, and goes to the gate again when the map has woken its queue.
+//
 // # Reservations
 //
 // Package reserve keeps them, one Disk for each disk, whichever subsystems it is in.
@@ -68,8 +74,11 @@
 // A host that has lost a connection repeats its commands on a new one. A write that
 // lies unread on the old connection must not be carried out after that: the next
 // controller of the same host is only connected when every queue of the host's others
-// has carried out all that had arrived, or has hung up. What is held is dropped with
-// its connection.
+// has carried out all that had arrived, or has hung up. What is held or parked is dropped
+// with its connection; a queue that still has some after five seconds hangs up.
+//
+// A process that is killed leaves what it had at a disk in flight. Whoever serves the disk
+// next has to wait for that before he listens; this package can't.
 //
 // # Errors
 //

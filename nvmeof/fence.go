@@ -59,6 +59,11 @@ func (q *queue) awaitFence(ctx context.Context, n uint64) bool {
 	}
 }
 
+// keepsAny tells whether the queue has commands that it will carry out later. A
+// connection that its host has lost, and that we have not, would carry them out after the
+// host's retry.
+func (q *queue) keepsAny() bool { return len(q.held)+len(q.parked) > 0 }
+
 // fenceAsked is what passFence may be called with, once all that has arrived by now
 // was carried out.
 func (q *queue) fenceAsked() uint64 {

@@ -247,7 +247,10 @@ func (h *counting) Handle(r *Request) unix.Errno {
 	return 0
 }
 
-func (h *counting) Mark(off, n uint64) { h.marks.Add(1) }
+func (h *counting) Touch(uint64, uint64, Waker) (bool, unix.Errno) {
+	h.marks.Add(1)
+	return true, 0
+}
 
 // TestDrainUnderLoad exchanges content again and again while several queues write:
 // behind a drained gate there is never a request.

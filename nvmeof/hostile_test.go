@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,7 +223,8 @@ func TestBadCommands(t *testing.T) {
 
 // TestConnectErrors: each names the field that is wrong.
 func TestConnectErrors(t *testing.T) {
-	r := newRig(t, Options{MaxControllers: 2})
+	var incomplete atomic.Bool
+	r := newRig(t, Options{MaxControllers: 2, Incomplete: incomplete.Load})
 	if _, err := r.target.AddSubsystem(SubsystemConfig{NQN: "nqn.2026-01.org.example:closed", Hosts: []string{"nqn.2026-01.org.example:friend"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -265,6 +267,16 @@ func TestConnectErrors(t *testing.T) {
 		q.Close()
 	}
 	// What may pass never says "do not retry".
+	incomplete.Store(true)
+	absent := base
+	absent.Subsys += "x"
+	early, err := nvmetest.Dial(r.addr, nvmetest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	_, err = early.Connect(wire.Connect{SQSize: 31}, absent)
+	wantStatus(t, "a subsystem that may come", err, wire.ConnectInvalid)
 	r.connect()
 	q, err := nvmetest.Dial(r.addr, nvmetest.Options{})
 	if err != nil {

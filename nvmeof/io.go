@@ -141,10 +141,17 @@ func (q *queue) pass(c *command) {
 		q.done(c, status)
 		return
 	}
-	if c.writes() && c.op != OpDiscard {
-		c.mark(c.off, c.n)
+	switch yes, no := q.touch(c); {
+	case yes:
+		q.issue(c)
+	case no != 0:
+		q.finish(c, no)
+	default: // it goes to the gate again, for in the meantime that may have closed
+		c.phase = phaseParked
+		q.flight--
+		c.att.leave()
+		q.parked = append(q.parked, c.index)
 	}
-	q.issue(c)
 }
 
 // permitted looks at what may have changed while the command was held.
@@ -161,9 +168,42 @@ func (q *queue) permitted(c *command, word uint64) wire.Status {
 	return wire.Success
 }
 
-func (c *command) mark(off, n uint64) {
-	if m := c.att.ns.changes.Load(); m != nil {
-		(*m).Mark(off, n)
+// touch tells who wants to know what a command is about to change.
+func (q *queue) touch(c *command) (yes bool, no unix.Errno) {
+	m := c.att.ns.changes.Load()
+	if m == nil || !c.writes() {
+		return true, 0
+	}
+	if c.op != OpDiscard {
+		return (*m).Touch(c.off, c.n, q)
+	}
+	if !c.deallocates() {
+		return true, 0
+	}
+	for i := range c.ranges() {
+		r := wire.ParseRange(c.data[i*wire.RangeSize:])
+		if r.LBA > ^uint64(0)>>c.att.ns.shift {
+			continue // it will be refused
+		}
+		if yes, no := (*m).Touch(r.LBA<<c.att.ns.shift, uint64(r.Blocks)<<c.att.ns.shift, q); !yes {
+			return false, no
+		}
+	}
+	return true, 0
+}
+
+// Wake implements [Waker]: what waits for a change map may go on.
+func (q *queue) Wake() { q.wake() }
+
+// lookAtParked takes up again what waits for a change map, oldest first.
+func (q *queue) lookAtParked() {
+	for range len(q.parked) {
+		c := &q.commands[q.parked[0]]
+		copy(q.parked, q.parked[1:])
+		q.parked = q.parked[:len(q.parked)-1]
+		q.current = int(c.index)
+		q.pass(c)
+		q.current = -1
 	}
 }
 
@@ -402,12 +442,20 @@ func (q *queue) discard(c *command) {
 	}
 }
 
+// ranges is how many a DSM command has.
+func (c *command) ranges() int { return int(c.sqe.CDW10&0xff) + 1 }
+
+// deallocates tells whether a DSM command is more than a hint.
+func (c *command) deallocates() bool {
+	return c.sqe.CDW11&wire.DSMDeallocate != 0 && c.att.ns.backend.limits.Discard
+}
+
 // nextRange sets off and n to the next range to discard. A range that is not in the
 // namespace is an error; it is found before any is discarded, but for one that a
 // resize makes so meanwhile.
 func (q *queue) nextRange(c *command) (more bool, status wire.Status) {
 	ns := c.att.ns
-	count := uint16(c.sqe.CDW10&0xff) + 1
+	count := uint16(c.ranges())
 	blocks := ns.size.Load() >> ns.shift
 	if c.at == 0 {
 		for i := range int(count) {
@@ -416,7 +464,7 @@ func (q *queue) nextRange(c *command) (more bool, status wire.Status) {
 			}
 		}
 	}
-	if c.sqe.CDW11&wire.DSMDeallocate == 0 || !ns.backend.limits.Discard {
+	if !c.deallocates() {
 		return false, wire.Success
 	}
 	for c.at < count {
@@ -426,7 +474,6 @@ func (q *queue) nextRange(c *command) (more bool, status wire.Status) {
 			continue
 		}
 		c.off, c.n = r.LBA<<ns.shift, uint64(r.Blocks)<<ns.shift
-		c.mark(c.off, c.n)
 		return true, wire.Success
 	}
 	return false, wire.Success

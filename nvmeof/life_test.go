@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -113,6 +114,10 @@ func TestControllersOfOneHost(t *testing.T) {
 		second := r.listen("127.0.0.1:0")
 		a := r.connect(func(c *nvmetest.Config) { c.Queues = 2 })
 		b := r.connect(func(c *nvmetest.Config) { c.Queues, c.Addr = 2, second })
+		if list := r.subsys.Connected(); len(list) != 2 || list[0].Host != nvmetest.HostNQN || list[0].HostID == [16]byte{} ||
+			list[0].Queues != 2 || !strings.HasPrefix(list[1].Peer, "127.0.0.1:") || list[0].Controller >= list[1].Controller {
+			t.Errorf("connected: %+v", list)
+		}
 		if a.ID == b.ID {
 			t.Fatalf("both are controller %d", a.ID)
 		}

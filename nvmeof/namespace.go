@@ -38,11 +38,17 @@ type Failure struct {
 	Errno          unix.Errno
 }
 
-// Changes hears of every write, discard and write-zeroes before it is carried out:
-// n bytes at off. Mark is called from all queues at once and must not wait.
+// Changes hears of every write, discard and write-zeroes before it is carried out.
 type Changes interface {
-	Mark(off, n uint64)
+	// Touch is told of n bytes at off, of which there may be some behind the end. It says
+	// yes, or no with an errno that the command fails with, or, with 0, not yet: then it
+	// wakes w when it is worth asking again, and the command waits for that. It is called
+	// from all queues at once, again for what it has said yes to, and must not wait.
+	Touch(off, n uint64, w Waker) (yes bool, no unix.Errno)
 }
+
+// Waker is who waits for a [Changes]. Wake may be called at any time, and does not wait.
+type Waker interface{ Wake() }
 
 // Namespace is a disk of a subsystem. All methods may be called from any
 // goroutine.

@@ -51,6 +51,11 @@ type Options struct {
 	// resets the controller, in whole seconds up to 255 (30 s).
 	ANATransition time.Duration
 
+	// Incomplete tells whether subsystems may still come that are not there yet. While it
+	// does, a host that asks for one that is not there is not told to give up. It is called
+	// by many goroutines and must not wait. nil: there are always all.
+	Incomplete func() bool
+
 	// NoRing has files served by system calls that wait, one at a time on each
 	// queue, even where io_uring is there. It is for machines where rings are
 	// many, but little memory may be locked, and for tests.

@@ -36,7 +36,7 @@ func (q *queue) pollLoop() error {
 		if q.full {
 			continue
 		}
-		if p.drained && p.fence != p.passed {
+		if p.drained && p.fence != p.passed && !q.keepsAny() {
 			p.passed = p.fence
 			q.passFence(p.fence)
 		}

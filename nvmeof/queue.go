@@ -53,6 +53,7 @@ type queue struct {
 	commands []command
 	free     []uint16 // commands, the last used first
 	held     []uint16 // commands kept by a gate, oldest first
+	parked   []uint16 // commands that wait for a change map, oldest first
 	flight   int      // commands at a backend
 	auth     authentication
 	aers     []uint16      // CIDs of Asynchronous Event Requests
@@ -113,6 +114,7 @@ const (
 	phaseCapsule        // its data is coming with it
 	phaseTransfer       // an R2T is out
 	phaseHeld
+	phaseParked
 	phaseBackend
 	phaseOthers  // it waits for other queues; see mail
 	phaseSending // its data waits to be sent
@@ -172,7 +174,7 @@ func (q *queue) openCommands(n int) {
 		q.commands[i].index = uint16(i)
 		q.free = append(q.free, uint16(i))
 	}
-	q.held = make([]uint16, 0, n)
+	q.held, q.parked = make([]uint16, 0, n), make([]uint16, 0, n)
 	q.out.freed = make([]uint16, 0, n)
 	q.out.parts = make([][]byte, 0, 2*n+2)
 }
@@ -341,6 +343,7 @@ func (q *queue) turn() (err error) {
 		q.tellEvents()
 		q.readMail()
 		q.lookAtGates()
+		q.lookAtParked()
 	}
 	return q.consume()
 }

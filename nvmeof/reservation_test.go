@@ -20,7 +20,7 @@ func reservationCommand(q *nvmetest.Queue, op wire.Opcode, r wire.Reservation) e
 func TestReservations(t *testing.T) {
 	variants(t, func(t *testing.T, opt Options, change func(*nvmetest.Config)) {
 		r := newRig(t, opt)
-		d, err := reserve.New(reserve.State{}, func(reserve.State) error { return nil })
+		d, err := reserve.New(reserve.State{}, func(reserve.State) error { return nil }, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestReservations(t *testing.T) {
 func TestPreemptAndAbortWaits(t *testing.T) {
 	eachLoop(t, func(t *testing.T, opt Options) {
 		r := newRig(t, opt)
-		d, err := reserve.New(reserve.State{}, nil)
+		d, err := reserve.New(reserve.State{}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

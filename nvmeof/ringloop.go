@@ -346,7 +346,7 @@ func (r *ringLoop) sendEnded(res int32, err error) error {
 // asked, if it is so.
 func (r *ringLoop) tryFence() {
 	q := r.q
-	if q.flight > 0 || q.full || !r.receiving {
+	if q.flight > 0 || q.keepsAny() || q.full || !r.receiving {
 		return
 	}
 	// Nothing in the socket, and then no receive that has taken something.

@@ -121,16 +121,41 @@ func TestLargeBlocks(t *testing.T) {
 	}
 }
 
-// marks remembers what it was told.
+// marks remembers what it was told, and says yes unless it is to say something else.
 type marks struct {
-	mu   sync.Mutex
-	list [][2]uint64
+	mu      sync.Mutex
+	list    [][2]uint64
+	later   bool       // not yet
+	no      unix.Errno // no
+	waiting []Waker
 }
 
-func (m *marks) Mark(off, n uint64) {
+func (m *marks) Touch(off, n uint64, w Waker) (yes bool, no unix.Errno) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.later || m.no != 0 {
+		m.waiting = append(m.waiting, w)
+		return false, m.no
+	}
 	m.list = append(m.list, [2]uint64{off, n})
+	return true, 0
+}
+
+// say changes the answer, and wakes those who wait for another.
+func (m *marks) say(later bool, no unix.Errno) {
+	m.mu.Lock()
+	list := m.waiting
+	m.later, m.no, m.waiting = later, no, nil
+	m.mu.Unlock()
+	for _, w := range list {
+		w.Wake()
+	}
+}
+
+func (m *marks) waits() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.waiting)
 }
 
 func (m *marks) told() [][2]uint64 {

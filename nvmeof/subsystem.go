@@ -27,6 +27,9 @@ type SubsystemConfig struct {
 	// it need not. It is asked at every Connect, so that secrets may change. nil: nobody
 	// has to. Without it a name is no more than a word.
 	Authenticate func(host string) (auth.Config, bool)
+	// Namespaces are there from the beginning: a host that comes back to a subsystem
+	// without them takes them for removed.
+	Namespaces []NamespaceConfig
 }
 
 // maxNamespaces is the highest NSID: the log of asymmetric access has to fit what
@@ -85,6 +88,11 @@ func newSubsystem(t *Target, cfg SubsystemConfig) (*Subsystem, error) {
 		}
 		s.hosts[host] = true
 	}
+	for _, ns := range cfg.Namespaces {
+		if _, err := s.insert(ns); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 
@@ -127,6 +135,15 @@ func (s *Subsystem) allows(host string) bool {
 
 // AddNamespace adds a disk; hosts that are connected are told.
 func (s *Subsystem) AddNamespace(cfg NamespaceConfig) (*Namespace, error) {
+	n, err := s.insert(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.namespaceChanged(n.id)
+	return n, nil
+}
+
+func (s *Subsystem) insert(cfg NamespaceConfig) (*Namespace, error) {
 	if cfg.Backend == nil {
 		return nil, fmt.Errorf("nvmeof: subsystem %s: namespace without a backend", s.config.NQN)
 	}
@@ -139,15 +156,6 @@ func (s *Subsystem) AddNamespace(cfg NamespaceConfig) (*Namespace, error) {
 	if cfg.ANAGroup > maxGroups || cfg.ID > maxNamespaces {
 		return nil, fmt.Errorf("nvmeof: subsystem %s: namespace %d in ANA group %d: at most %d and %d", s.config.NQN, cfg.ID, cfg.ANAGroup, maxNamespaces, maxGroups)
 	}
-	n, err := s.insert(cfg)
-	if err != nil {
-		return nil, err
-	}
-	s.namespaceChanged(n.id)
-	return n, nil
-}
-
-func (s *Subsystem) insert(cfg NamespaceConfig) (*Namespace, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id := uint32(1); cfg.ID == 0 && id <= maxNamespaces; id++ {
@@ -292,6 +300,29 @@ func (s *Subsystem) Controllers() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.controllers)
+}
+
+// Connected is a controller of a host, as it is now.
+type Connected struct {
+	Host       string // NQN
+	HostID     [16]byte
+	Controller uint16 // CNTLID
+	Peer       string // address and port of its admin queue
+	Queues     int    // I/O queues
+}
+
+// Connected lists the controllers, by their identifiers.
+func (s *Subsystem) Connected() []Connected {
+	list := []Connected{}
+	for _, c := range s.listControllers() {
+		c.mu.Lock()
+		if c.admin != nil && c.ended == "" {
+			list = append(list, Connected{c.host.name, c.host.id, c.id, c.admin.conn.RemoteAddr().String(), len(c.queues)})
+		}
+		c.mu.Unlock()
+	}
+	slices.SortFunc(list, func(a, b Connected) int { return int(a.Controller) - int(b.Controller) })
+	return list
 }
 
 // errFull: no more controllers.

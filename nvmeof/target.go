@@ -60,7 +60,7 @@ func New(opt Options) (*Target, error) {
 	return t, err
 }
 
-// AddSubsystem adds one, without namespaces.
+// AddSubsystem adds one.
 func (t *Target) AddSubsystem(cfg SubsystemConfig) (*Subsystem, error) {
 	s, err := newSubsystem(t, cfg)
 	if err != nil {

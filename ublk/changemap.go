@@ -99,6 +99,16 @@ func (m *ChangeMap) Mark(off, n uint64) {
 	}
 }
 
+// Touch records n bytes at off for somebody else than a device, who also writes to what
+// lies below. When it does not say yes the request must not be carried out: it fails with
+// no, or, when that is 0, w is woken when it is worth asking again.
+func (m *ChangeMap) Touch(off, n uint64, w Waker) (yes bool, no unix.Errno) {
+	if n == 0 || m.isMarked(off, n) {
+		return true, 0
+	}
+	return m.touch(off, n, w)
+}
+
 // isMarked is the way of nearly all requests: they lie in one block, and it is
 // marked. It may say no although all is.
 func (m *ChangeMap) isMarked(off, n uint64) bool {

@@ -85,6 +85,15 @@ func (d *Device) SetReadOnly(on bool) {
 	}
 }
 
+// SetReserved has what is reserved by somebody else answered with EBADE, which clients see
+// as a reservation conflict. It takes no notice of what is in flight: hold and drain first
+// where that matters.
+func (d *Device) SetReserved(r Reserved) {
+	if d.gate.setReserved(r) {
+		d.wake()
+	}
+}
+
 // SetChangeMap has writes, discards and write-zeroes recorded in m from now on;
 // nil: nowhere. A request that is being issued meanwhile is recorded in the old
 // or the new map: hold and drain first where that matters, as when the content

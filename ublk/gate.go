@@ -3,6 +3,8 @@ package ublk
 import (
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // gateState is what a queue does with a request that arrives.
@@ -16,8 +18,37 @@ const (
 
 	gateStateMask = 3
 	gateReadOnly  = 1 << 2
-	gateEpochUnit = 1 << 3
+	gateNoReads   = 1 << 3 // somebody else has reserved the disk
+	gateNoWrites  = 1 << 4
+	gateEpochUnit = 1 << 5
+
+	gateForbids = gateReadOnly | gateNoReads | gateNoWrites // any of these: some requests are answered with an error
 )
+
+// Reserved says what may not be done because somebody who reaches the same disk by
+// another way has reserved it. Flushes count as writes (NVM Express Base 8.19.1).
+type Reserved struct{ NoReads, NoWrites bool }
+
+func (r Reserved) bits() (bits uint64) {
+	if r.NoReads {
+		bits |= gateNoReads
+	}
+	if r.NoWrites {
+		bits |= gateNoWrites
+	}
+	return bits
+}
+
+// forbidden is the errno with which an operation is answered by a word, 0 for none.
+func forbidden(word uint64, op Op) unix.Errno {
+	switch {
+	case op == OpRead && word&gateNoReads != 0, op != OpRead && word&gateNoWrites != 0:
+		return unix.EBADE // BLK_STS_RESV_CONFLICT
+	case op != OpRead && op != OpFlush && word&gateReadOnly != 0:
+		return unix.EROFS
+	}
+	return 0
+}
 
 // gate is the one word that decides over every request of a device: state,
 // read-only bit, and an epoch that grows with each change.
@@ -73,13 +104,23 @@ func (g *gate) stop() {
 }
 
 func (g *gate) setReadOnly(on bool) bool {
+	bits := uint64(0)
+	if on {
+		bits = gateReadOnly
+	}
+	return g.setBits(gateReadOnly, bits)
+}
+
+func (g *gate) setReserved(r Reserved) bool {
+	return g.setBits(gateNoReads|gateNoWrites, r.bits())
+}
+
+// setBits sets those of a mask, and tells whether they were others.
+func (g *gate) setBits(mask, bits uint64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	old := g.word.Load()
-	word := old &^ gateReadOnly
-	if on {
-		word |= gateReadOnly
-	}
+	word := old&^mask | bits
 	if word == old {
 		return false
 	}

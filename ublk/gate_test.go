@@ -64,6 +64,39 @@ func TestGateWord(t *testing.T) {
 	}
 }
 
+// What is reserved by somebody else is kept apart from what is read-only, and from the
+// state.
+func TestGateReserved(t *testing.T) {
+	var g gate
+	answers := func(want string) {
+		t.Helper()
+		got := ""
+		for _, op := range []Op{OpRead, OpWrite, OpFlush, OpDiscard, OpWriteZeroes} {
+			got += map[unix.Errno]string{0: "-", unix.EROFS: "r", unix.EBADE: "c"}[forbidden(g.word.Load(), op)]
+		}
+		if got != want {
+			t.Errorf("answers are %q, want %q", got, want)
+		}
+	}
+	answers("-----")
+	if g.setReserved(Reserved{}) || !g.setReserved(Reserved{NoWrites: true}) || g.setReserved(Reserved{NoWrites: true}) {
+		t.Error("it does not tell what is new")
+	}
+	answers("-cccc")
+	g.set(gateHold)
+	g.setReadOnly(true)
+	answers("-cccc")
+	g.setReserved(Reserved{NoReads: true, NoWrites: true})
+	answers("ccccc")
+	g.setReserved(Reserved{})
+	answers("-r-rr")
+	if stateOf(g.word.Load()) != gateHold {
+		t.Error("the gate is open")
+	}
+	g.setReadOnly(false)
+	answers("-----")
+}
+
 func TestDrainWantsAClosedGate(t *testing.T) {
 	d := idleDevice(t, 1)
 	if err := d.Drain(context.Background()); !errors.Is(err, ErrGateOpen) {

@@ -37,6 +37,8 @@ type Options struct {
 	// the kernel then refuses writes before they reach the server. It cannot be
 	// changed on a running device; SetReadOnly can.
 	ReadOnly bool
+	// Reserved is what may not be done from the first request on, see SetReserved.
+	Reserved Reserved
 	// NoPartitionScan asks the kernel not to look for partitions when the
 	// device starts (kernel 7.0; ignored on older ones).
 	NoPartitionScan bool

@@ -39,11 +39,13 @@ func (q *queue) refuse(tag uint16) {
 func (q *queue) issue(tag uint16) {
 	q.current = int(tag)
 	s := &q.slots[tag]
-	if s.op != OpRead && s.op != OpFlush {
-		if q.word&gateReadOnly != 0 {
-			q.answer(tag, -int32(unix.EROFS))
+	if q.word&gateForbids != 0 {
+		if e := forbidden(q.word, s.op); e != 0 {
+			q.answer(tag, -int32(e))
 			return
 		}
+	}
+	if s.op != OpRead && s.op != OpFlush {
 		if m := q.changes; m != nil && !m.isMarked(s.off, s.n) && !q.touch(tag) {
 			return
 		}

@@ -65,6 +65,7 @@ func newDevice(b *Backend, o Options) (*Device, error) {
 		done:    make(chan struct{}),
 	}
 	d.gate.changes.Store(o.ChangeMap)
+	d.gate.setReserved(o.Reserved)
 	if d.ctl == nil {
 		ctl, err := OpenControl(ControlOptions{Logger: o.Logger})
 		if err != nil {

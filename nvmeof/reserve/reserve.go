@@ -44,9 +44,20 @@ type State struct {
 // more. An error fails the command, which has then changed nothing.
 type Saver func(State) error
 
+// Other is another door to the disk, whose users have no identifier: they are the zero
+// Host. Let is called when what they may do changes, read or write (and flush), and
+// returns when it is so; what they may not do any more is not in flight then. It is called
+// before anything is saved when they may do less, and at last when they may do more. After
+// an error it is as it was; the command fails, which has changed nothing. One call at a
+// time.
+type Other interface {
+	Let(read, write bool) error
+}
+
 // Disk has the reservations of one disk.
 type Disk struct {
-	save Saver
+	save  Saver
+	other Other
 
 	mu    sync.Mutex
 	state State
@@ -62,13 +73,14 @@ type rules struct {
 }
 
 // New makes a disk from what was saved, the zero State if nothing was. save may be
-// nil: then nothing survives, and hosts that ask for it are told so.
-func New(saved State, save Saver) (*Disk, error) {
+// nil: then nothing survives, and hosts that ask for it are told so. other may be nil, too;
+// it is not called for what was saved.
+func New(saved State, save Saver, other Other) (*Disk, error) {
 	if err := saved.check(); err != nil {
 		return nil, err
 	}
 	saved.Generation = 0
-	d := &Disk{save: save, state: saved.clone(), saved: saved.Persist}
+	d := &Disk{save: save, other: other, state: saved.clone(), saved: saved.Persist}
 	d.publish()
 	return d, nil
 }
@@ -114,19 +126,20 @@ func (d *Disk) State() State {
 // Access tells whether a host may read or write. One without an identifier, as
 // somebody on this machine, is the zero Host.
 func (d *Disk) Access(h Host, write bool) bool {
-	r := d.rules.Load()
-	if r == nil || r.readers && !write {
-		return true
-	}
-	return slices.Contains(r.holders, h)
+	return d.rules.Load().allow(h, write)
 }
 
-// publish makes the rules from the state (NVM Express Base, figure of 8.19.1).
-func (d *Disk) publish() {
-	s := &d.state
+func (r *rules) allow(h Host, write bool) bool {
+	return r == nil || r.readers && !write || slices.Contains(r.holders, h)
+}
+
+// publish makes the rules from the state.
+func (d *Disk) publish() { d.rules.Store(d.state.rules()) }
+
+// rules are those of a state (NVM Express Base, figure of 8.19.1), nil for none.
+func (s *State) rules() *rules {
 	if s.Type == 0 {
-		d.rules.Store(nil)
-		return
+		return nil
 	}
 	r := &rules{}
 	switch s.Type {
@@ -139,7 +152,7 @@ func (d *Disk) publish() {
 			r.holders = append(r.holders, g.Host)
 		}
 	}
-	d.rules.Store(r)
+	return r
 }
 
 func (s *State) find(h Host) *Registrant {
@@ -159,21 +172,48 @@ func (d *Disk) change(f func(*State) wire.Status) wire.Status {
 	if status := f(&next); status != wire.Success {
 		return status
 	}
-	keep := next.Persist
-	if keep || d.saved {
-		kept := next
-		if !keep {
-			kept = State{}
-		}
-		if d.save == nil {
-			return wire.InvalidField | wire.DNR
-		}
-		if err := d.save(kept); err != nil {
-			return wire.InternalError
-		}
+	// The other door first where it closes, at last where it opens.
+	before, after := d.rules.Load(), next.rules()
+	both := func(r *rules) (read, write bool) { return r.allow(Host{}, false), r.allow(Host{}, true) }
+	hadRead, hadWrite := both(before)
+	read, write := both(after)
+	if err := d.let(hadRead, hadWrite, hadRead && read, hadWrite && write); err != nil {
+		return wire.InternalError
 	}
-	d.state, d.saved = next, keep
+	if status := d.keep(next); status != wire.Success {
+		// It opens again: nobody has to be waited for.
+		_ = d.let(hadRead && read, hadWrite && write, hadRead, hadWrite)
+		return status
+	}
+	d.state, d.saved = next, next.Persist
 	d.publish()
+	// The command has succeeded; a door that stays closed for longer does no harm.
+	_ = d.let(hadRead && read, hadWrite && write, read, write)
+	return wire.Success
+}
+
+// let tells the other door what its users may do, if that is something else.
+func (d *Disk) let(hadRead, hadWrite, read, write bool) error {
+	if d.other == nil || hadRead == read && hadWrite == write {
+		return nil
+	}
+	return d.other.Let(read, write)
+}
+
+// keep saves a state that is to survive, or that there is none any more.
+func (d *Disk) keep(next State) wire.Status {
+	if !next.Persist && !d.saved {
+		return wire.Success
+	}
+	if !next.Persist {
+		next = State{}
+	}
+	if d.save == nil {
+		return wire.InvalidField | wire.DNR
+	}
+	if err := d.save(next); err != nil {
+		return wire.InternalError
+	}
 	return wire.Success
 }
 

@@ -19,7 +19,7 @@ type script struct {
 }
 
 func newScript(t *testing.T) *script {
-	d, err := New(State{}, nil)
+	d, err := New(State{}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestSaved(t *testing.T) {
 		}
 		return broken
 	}
-	d, err := New(State{}, save)
+	d, err := New(State{}, save, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestSaved(t *testing.T) {
 	s.release(b, 2, wire.WriteExclusive, wire.InternalError)
 	s.holders(wire.WriteExclusive, b)
 	s.access("r-", "rw", "r-", "r-")
-	again, err := New(kept[len(kept)-1], save)
+	again, err := New(kept[len(kept)-1], save, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestSaved(t *testing.T) {
 		{Type: wire.WriteExclusiveAll, Registrants: []Registrant{{Host: a, Holder: true}, {Host: b}}},
 		{Registrants: make([]Registrant, MaxRegistrants+1)},
 	} {
-		if _, err := New(bad, nil); err == nil {
+		if _, err := New(bad, nil, nil); err == nil {
 			t.Errorf("%+v was taken", bad)
 		}
 	}
@@ -278,7 +278,7 @@ func TestSaved(t *testing.T) {
 // reservation may write.
 func TestRandom(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	d, err := New(State{}, func(State) error { return nil })
+	d, err := New(State{}, func(State) error { return nil }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
