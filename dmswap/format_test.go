@@ -44,7 +44,7 @@ func goldenMetadata() *metadata {
 			{goldenMember, 0, 1021, 8 << 20, "/dev/nvme0n1"}, {m2, 1, 1021, 8 << 20, "/dev/nvme1n1"},
 		},
 		Volumes: []volumeRecord{
-			{v1, "db", 1 << 30, goldenTime, p2, 3, true, false}, {v2, "db-spare", 1 << 30, goldenTime, p1, -1, false, true},
+			{v1, "db", 1 << 30, goldenTime, p2, 3, true, false, nil, nil}, {v2, "db-spare", 1 << 30, goldenTime, p1, -1, false, true, nil, nil},
 		},
 		Positions: []positionRecord{
 			{ID: p1, Generation: 7, Segments: []Segment{{200, []SegmentStripe{at(0, 0)}}, {56, []SegmentStripe{at(1, 300)}}}, Quarantine: &Quarantine{

@@ -20,7 +20,7 @@ import (
 //	{"uuid":…,"index":0,"extents":…,"data_offset":…,"path":…}
 //	],
 //	"volumes":[
-//	{"uuid":…,"name":…,"size":…,"created":…,"position":…,"device_number":…,"attached":…,"read_only":…}
+//	{"uuid":…,"name":…,"size":…,"created":…,"position":…,"device_number":…,"attached":…,"read_only":…,"export":{…},"reservations":{…}}
 //	],
 //	"positions":[
 //	{"id":…,"generation":…,"stripe_size":…,"segments":["256@0:12"],"descends_from":…,"base":{…},"quarantine":{…}}
@@ -43,6 +43,10 @@ import (
 // Base is what the change map counts from, see extmap: {"backup":…,"size":…,
 // "since":…,"generation":…}, or {"generation":…,"why":…} when it counts from
 // nothing; it is left out until a backup has been made.
+// Export is {"hosts":[…],"authenticate":true}, what other hosts may use the volume; it is
+// left out when none may, and authenticate when it is false. Reservations are what those
+// hosts have reserved, {"type":1,"registrants":[{"host":…,"key":1,"holder":true}]}; they are
+// left out when there are none.
 // Missing and epochs are left out while they are empty, see lineage.go. An
 // unknown field is an error: whoever wrote it meant something by it.
 const metadataVersion = 1
@@ -76,14 +80,16 @@ type memberRecord struct {
 }
 
 type volumeRecord struct {
-	UUID         UUID      `json:"uuid"`
-	Name         string    `json:"name"`
-	Size         int64     `json:"size"`
-	Created      time.Time `json:"created"`
-	Position     UUID      `json:"position"`
-	DeviceNumber int       `json:"device_number"`
-	Attached     bool      `json:"attached"`
-	ReadOnly     bool      `json:"read_only"`
+	UUID         UUID          `json:"uuid"`
+	Name         string        `json:"name"`
+	Size         int64         `json:"size"`
+	Created      time.Time     `json:"created"`
+	Position     UUID          `json:"position"`
+	DeviceNumber int           `json:"device_number"`
+	Attached     bool          `json:"attached"`
+	ReadOnly     bool          `json:"read_only"`
+	Export       *Export       `json:"export,omitempty"`
+	Reservations *Reservations `json:"reservations,omitempty"`
 }
 
 type positionRecord struct {
@@ -211,7 +217,7 @@ func decodeMetadata(body []byte) (*metadata, error) {
 	return m, nil
 }
 
-// clone copies what an operation may change. Segments, quarantine labels and
+// clone copies what an operation may change. Segments, quarantine labels, exports and
 // the lineage are never changed in place.
 func (m *metadata) clone() *metadata {
 	c := *m
@@ -326,6 +332,19 @@ func (m *metadata) checkVolumes() error {
 			return fmt.Errorf("volume %q %q: bad or repeated name or UUID", v.Name, v.UUID)
 		}
 		names[v.Name], uuids[v.UUID] = true, true
+		if v.Export != nil {
+			if err := v.Export.check(); err != nil {
+				return fmt.Errorf("volume %s: %w", v.Name, err)
+			}
+		}
+		if v.Reservations != nil {
+			if v.Export == nil {
+				return fmt.Errorf("volume %s is reserved and not exported", v.Name)
+			}
+			if err := v.Reservations.check(); err != nil {
+				return fmt.Errorf("volume %s: %w", v.Name, err)
+			}
+		}
 		p := positions[v.Position]
 		if p == nil {
 			return fmt.Errorf("volume %s: its position %s does not exist or belongs to another volume", v.Name, v.Position)

@@ -135,7 +135,7 @@ func (p *Pool) volumeInfo(v *volumeRecord) VolumeInfo {
 	pos := p.meta.position(v.Position)
 	info := VolumeInfo{
 		Name: v.Name, UUID: v.UUID, Size: v.Size, Created: v.Created, Device: p.devices[v.UUID],
-		DeviceNumber: v.DeviceNumber, Attached: v.Attached, ReadOnly: v.ReadOnly,
+		DeviceNumber: v.DeviceNumber, Attached: v.Attached, ReadOnly: v.ReadOnly, Export: v.Export.clone(), Reservations: v.Reservations.clone(),
 		Busy: p.busy[v.UUID], Snapshot: p.snaps[v.UUID] != nil || p.busy[v.UUID] == closingSnapshot, Degraded: p.lacks(pos),
 		Position: Position{
 			ID: pos.ID, Generation: pos.Generation, Stripes: pos.stripes(), StripeSize: pos.StripeSize,
@@ -318,6 +318,10 @@ func (p *Pool) SetPosition(ctx context.Context, ref string, set func(*PositionAt
 // setRecord commits a change of one volume's records, unless change says that
 // there is none.
 func (p *Pool) setRecord(ctx context.Context, ref string, change func(*volumeRecord, *positionRecord) bool) error {
+	return p.changeRecord(ctx, ref, p.mustBeIdle, change)
+}
+
+func (p *Pool) changeRecord(ctx context.Context, ref string, may func(*volumeRecord) error, change func(*volumeRecord, *positionRecord) bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -329,7 +333,7 @@ func (p *Pool) setRecord(ctx context.Context, ref string, change func(*volumeRec
 	if err != nil {
 		return err
 	}
-	if err := p.mustBeIdle(v); err != nil {
+	if err := may(v); err != nil {
 		return err
 	}
 	errSame := errors.New("nothing to change")

@@ -55,12 +55,14 @@ type VolumeInfo struct {
 	UUID         UUID
 	Size         int64 // bytes
 	Created      time.Time
-	Device       string // the volume's device-mapper device, /dev/dm-N
-	DeviceNumber int    // number of the block device it is served as, -1 for none yet
-	Attached     bool   // it is to be served
-	ReadOnly     bool   // it is to be served read-only
-	Busy         string // what operation is under way on it, or ""
-	Snapshot     bool   // a snapshot is open
+	Device       string        // the volume's device-mapper device, /dev/dm-N
+	DeviceNumber int           // number of the block device it is served as, -1 for none yet
+	Attached     bool          // it is to be served
+	ReadOnly     bool          // it is to be served read-only
+	Export       *Export       // which other hosts may use it; nil: none
+	Reservations *Reservations // what they have reserved; nil: nothing
+	Busy         string        // what operation is under way on it, or ""
+	Snapshot     bool          // a snapshot is open
 	// Degraded says which member that takes no part has extents of the volume, or
 	// is "". What lies on a missing member answers errors; the rest can be read
 	// and written. The volume is not swapped, grown or taken a snapshot of.
