@@ -21,9 +21,9 @@ const module = "github.com/swapback/swapback"
 var rooms = map[string][]string{
 	"cmd/swapback":       {"api", "backup", "hostagent", "holders", "ublk", "dmswap", "dmswap/dm", "version"},
 	"cmd/swapback-agent": {"api", "backup", "hostagent", "holders", "version"},
-	"cmd/swapbackd":      {"api", "volume", "ublk", "version"},
+	"cmd/swapbackd":      {"api", "volume", "ublk", "nvmeof", "version"},
 	"hostagent":          {"api", "backup", "failpoint", "holders", "version"},
-	"volume":             {"api", "dmswap", "dmswap/dm", "failpoint", "ublk", "holders", "version"},
+	"volume":             {"api", "dmswap", "dmswap/dm", "failpoint", "ublk", "nvmeof", "holders", "version"},
 	"dmswap":             {"dmswap/dm", "failpoint"},
 	"dmswap/dm":          {},
 	"ublk":               {"failpoint", "ublk/uring"},

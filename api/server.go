@@ -45,6 +45,7 @@ func newHandler(svc Service, metrics http.Handler, config huma.Config, log *slog
 	s.routePools(h)
 	s.routeVolumes(h)
 	s.routeSwap(h)
+	s.routeExports(h)
 	if metrics != nil {
 		routeMetrics(h, metrics)
 	}
@@ -79,6 +80,7 @@ func OpenAPI(version string) ([]byte, error) {
 	s.routePools(h)
 	s.routeVolumes(h)
 	s.routeSwap(h)
+	s.routeExports(h)
 	routeMetrics(h, http.NotFoundHandler())
 	return h.OpenAPI().YAML()
 }

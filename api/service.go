@@ -47,6 +47,16 @@ type Service interface {
 	// Holders names everybody who holds the volume's block device.
 	Holders(ctx context.Context, volume string) ([]Holder, error)
 
+	// Exports lists the volumes that other hosts may use, Export shows one, with who is
+	// connected.
+	Exports(ctx context.Context) ([]Export, error)
+	Export(ctx context.Context, volume string) (Export, error)
+	// CreateExport lets other hosts use a volume, from now on and after a restart, too.
+	CreateExport(ctx context.Context, volume string, req ExportRequest) (Export, error)
+	ChangeExport(ctx context.Context, volume string, req ChangeExportRequest) (Export, error)
+	// DeleteExport lets nobody use it any more. While hosts are connected it needs force.
+	DeleteExport(ctx context.Context, volume string, force bool) error
+
 	Swap(ctx context.Context, req SwapRequest) (SwapResult, error)
 
 	// OpenSnapshot takes an instant. The caller ends it with the function that

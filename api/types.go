@@ -102,6 +102,7 @@ type Volume struct {
 	UblkFlags    []string `json:"ublk_flags,omitempty" doc:"features of the kernel's driver that the device was made with"`
 	Changed      *Changed `json:"changed,omitempty" doc:"what was written to the position"`
 	Position     Position `json:"position"`
+	NQN          string   `json:"nqn,omitempty" doc:"name by which other hosts connect to it, when it is exported"`
 	Snapshot     bool     `json:"snapshot" doc:"whether a backup is reading a snapshot of the volume"`
 	SnapshotFull bool     `json:"snapshot_full,omitempty" doc:"whether that snapshot has no room for old data any more, or met an error of a disk: it can't be read, and the backup fails"`
 	IO           *IOStats `json:"io,omitempty" doc:"counters since the device was started or adopted"`
@@ -334,11 +335,11 @@ type Changes struct {
 
 // Holder is somebody who uses a block device.
 type Holder struct {
-	Kind    string `json:"kind" enum:"mount,swap,device,process,loop,exclusive"`
+	Kind    string `json:"kind" enum:"mount,swap,device,process,loop,exclusive,nvme"`
 	Device  string `json:"device"`
 	PID     int    `json:"pid,omitempty"`
 	Command string `json:"command,omitempty"`
-	Detail  string `json:"detail" doc:"mount point, holding device, or open path"`
+	Detail  string `json:"detail" doc:"mount point, holding device, open path, or connected host"`
 }
 
 func (h Holder) String() string { return h.Detail }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
-	"github.com/swapback/swapback/ublk"
 	"github.com/swapback/swapback/volume/changes"
 )
 
@@ -203,16 +202,14 @@ func (c *Controller) moveChanges(targets []target) {
 		a, b := targets[i], targets[i+1]
 		a.info.Position, b.info.Position = b.info.Position, a.info.Position
 		for _, t := range []target{a, b} {
-			if e := c.export(t); e != nil && e.dev != nil {
-				e.dev.SetChangeMap(c.mapOf(t.info.Position.ID).Blocks())
-			}
+			c.doorsOf(t).record(c.mapOf(t.info.Position.ID))
 		}
 	}
 }
 
-// growChanges makes room in the change map of a volume that has grown. If it has
-// a device, its I/O is held for the moment in which no mark may go to the old map.
-func (c *Controller) growChanges(ctx context.Context, t target, dev *ublk.Device) error {
+// growChanges makes room in the change map of a volume that has grown. Its I/O is held
+// for the moment in which no mark may go to the old map.
+func (c *Controller) growChanges(ctx context.Context, t target) error {
 	have := c.mapOf(t.info.Position.ID)
 	if have == nil {
 		return nil
@@ -221,12 +218,11 @@ func (c *Controller) growChanges(ctx context.Context, t target, dev *ublk.Device
 	if err != nil {
 		return fromPool(fmt.Sprintf("volume %s", t), err)
 	}
-	if dev != nil {
-		dev.Hold()
-		defer dev.Release()
-		if err := dev.Drain(ctx); err != nil {
-			return err
-		}
+	doors := c.doorsOf(t)
+	doors.hold()
+	defer doors.release()
+	if err := doors.drain(ctx); err != nil {
+		return err
 	}
 	grown, err := have.Grow(t.info.Size, durable)
 	if err != nil {
@@ -235,9 +231,7 @@ func (c *Controller) growChanges(ctx context.Context, t target, dev *ublk.Device
 	c.mu.Lock()
 	c.changes[t.info.Position.ID] = grown
 	c.mu.Unlock()
-	if dev != nil {
-		dev.SetChangeMap(grown.Blocks())
-	}
+	doors.record(grown)
 	return nil
 }
 

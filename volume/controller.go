@@ -27,6 +27,7 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/failpoint"
+	"github.com/swapback/swapback/nvmeof/reserve"
 	"github.com/swapback/swapback/ublk"
 	"github.com/swapback/swapback/volume/changes"
 )
@@ -56,6 +57,8 @@ type Options struct {
 	Depth int
 	// DataPath of devices that are made; adopted ones keep theirs.
 	DataPath ublk.DataPath
+	// NVMe says how volumes are served to other hosts; without an address, not at all.
+	NVMe NVMe
 	// Helper starts a [Helper] that has these block devices open. It returns when
 	// ctx ends. There must be one.
 	Helper  func(ctx context.Context, devices []string) (Helper, error)
@@ -96,6 +99,8 @@ type Controller struct {
 	metrics *metrics
 	// inMemory: fine change maps can be kept in the run directory.
 	inMemory bool
+	// nvme is the door for other hosts; nil when it is shut. Set once, by Open.
+	nvme *nvme
 	// closing ends those who watch devices.
 	closing  context.Context
 	close    context.CancelFunc
@@ -104,9 +109,12 @@ type Controller struct {
 	mu      sync.Mutex
 	pools   map[string]*dmswap.Pool // by pool UUID
 	failed  []api.FailedPool
-	exports map[string]*export      // by volume UUID
-	claims  map[string]string       // volume UUID → operation under way
-	changes map[string]*changes.Map // by position ID, of those that were served
+	exports map[string]*export // by volume UUID
+	remotes map[string]*remote // by volume UUID; see nvme
+	// reservations by volume UUID, of exported volumes; see reservationsOf.
+	reservations map[string]*reserve.Disk
+	claims       map[string]string       // volume UUID → operation under way
+	changes      map[string]*changes.Map // by position ID, of those that were served
 	// untracked says of pools, by UUID, why no position with a base may be written to.
 	untracked map[string]error
 	revived   map[string]time.Time // volume UUID → when it was last served anew; see watch
@@ -127,13 +135,13 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 	c := &Controller{
 		opt: opt, log: opt.Logger, metrics: newMetrics(opt.Version),
 		pools:   map[string]*dmswap.Pool{},
-		exports: map[string]*export{},
+		exports: map[string]*export{}, remotes: map[string]*remote{}, reservations: map[string]*reserve.Disk{},
 		claims:  map[string]string{},
 		changes: map[string]*changes.Map{}, untracked: map[string]error{},
 		revived: map[string]time.Time{},
 	}
 	c.closing, c.close = context.WithCancel(context.Background())
-	c.metrics.registry.MustRegister(ioCollector{c})
+	c.metrics.registry.MustRegister(ioCollector{c}, remoteCollector{c})
 	if c.lock, err = lockDir(opt.RunDir); err != nil {
 		return nil, err
 	}
@@ -157,6 +165,9 @@ func Open(ctx context.Context, opt Options) (_ *Controller, err error) {
 	c.serveAttached(ctx)
 	failpoint.Hit("start: orphans removed")
 	c.removeStaleFiles()
+	if err := c.openNVMe(ctx); err != nil {
+		return nil, errors.Join(err, c.Close(context.WithoutCancel(ctx), false))
+	}
 	return c, nil
 }
 
@@ -294,12 +305,15 @@ func (c *Controller) refusePool(f dmswap.FoundPool, why string) {
 func (c *Controller) Close(ctx context.Context, stop bool) error {
 	c.close()
 	c.watching.Wait()
+	// Both doors at once: the pause of those who use them has begun.
+	remote := make(chan error, 1)
+	go func() { remote <- c.closeNVMe(ctx) }()
 	c.mu.Lock()
 	exports, pools := c.exports, c.pools
 	c.exports, c.pools = map[string]*export{}, map[string]*dmswap.Pool{}
 	c.mu.Unlock()
 
-	errs := c.closeExports(ctx, exports, stop)
+	errs := append(c.closeExports(ctx, exports, stop), <-remote)
 	for _, p := range pools {
 		if stop {
 			errs = append(errs, p.Deactivate(ctx))

@@ -23,6 +23,9 @@ func (c *Controller) describe(t target) api.Volume {
 	e, operation := c.exports[t.uuid()], c.claims[t.uuid()]
 	readOnly := e != nil && e.readOnly
 	c.mu.Unlock()
+	if t.info.Export != nil {
+		v.NQN = nqnOf(t.uuid())
+	}
 	v.Changed = c.describeChanges(t.info.Position.ID)
 	v.ReadOnly = v.ReadOnly || readOnly || v.Position.Quarantine != nil
 	switch {

@@ -144,10 +144,14 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	if err != nil {
 		return nil, err
 	}
+	reservations, err := c.reservationsOf(t)
+	if err != nil {
+		return nil, err
+	}
 	opt := ublk.Options{
 		ID: wanted, Queues: c.opt.Queues, Depth: c.opt.Depth,
 		DataPath: c.opt.DataPath, ChangeMap: changed.Blocks(), Failed: c.failureLog(t).heard,
-		ReadOnly: readOnly, Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
+		ReadOnly: readOnly, Reserved: reservedOf(reservations), Tag: t.tag(), Control: c.ublk, Logger: c.log.With("volume", t.String()),
 		// What looks like a partition table in failed data is nobody's to use, and
 		// a volume that was never served has none.
 		NoPartitionScan: t.info.Position.Quarantine != nil || t.blank(),
@@ -182,20 +186,9 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 		return nil, fromPool(fmt.Sprintf("volume %s", t), err)
 	}
 	t.info.Device = now.Device
-	backend, err := ublk.OpenBackend(t.info.Device)
+	backend, err := openBackend(t.pool, t.info.Device)
 	if err != nil {
 		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
-	}
-	// What is told to the kernel now stays, and the next swap may give the volume
-	// an extent of any member: one with larger blocks, or with a cache that a flush
-	// has to empty. A degraded volume may have no disk below it at all.
-	present := disksOf(t.pool, nil)
-	if err := backend.AlsoFor(present...); err != nil {
-		backend.Close()
-		return nil, fmt.Errorf("backend of volume %s: %w", t, err)
-	}
-	if len(present) < len(t.pool.Info().Members) {
-		backend.AlsoCached() // the one that is away may be
 	}
 	start := ublk.Start
 	if adopt {
@@ -235,6 +228,25 @@ func (c *Controller) serve(ctx context.Context, t target, wanted int, insist boo
 	}
 	c.log.Info("volume served", "volume", t.String(), "device", dev.Path(), "adopted", adopt, "read_only", readOnly)
 	return e, nil
+}
+
+// openBackend opens a volume's device. What its users are told of it now stays, and the
+// next swap may give the volume an extent of any member: one with larger blocks, or with
+// a cache that a flush has to empty. A degraded volume may have no disk below it at all.
+func openBackend(p *dmswap.Pool, device string) (*ublk.Backend, error) {
+	backend, err := ublk.OpenBackend(device)
+	if err != nil {
+		return nil, err
+	}
+	present := disksOf(p, nil)
+	if err := backend.AlsoFor(present...); err != nil {
+		backend.Close()
+		return nil, err
+	}
+	if len(present) < len(p.Info().Members) {
+		backend.AlsoCached() // the one that is away may be
+	}
+	return backend, nil
 }
 
 // catchUp gives an adopted device what its volume has in the pool, size and

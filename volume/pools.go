@@ -82,6 +82,9 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 	if err := c.refuseHolders(ctx, unmountFirst, exports...); err != nil {
 		return err
 	}
+	if err := c.refuseHosts(targets...); err != nil {
+		return err
+	}
 	for _, t := range targets {
 		if err := c.refuseLeft(ctx, t); err != nil {
 			return err
@@ -115,12 +118,15 @@ func (c *Controller) destroy(ctx context.Context, p *dmswap.Pool, targets []targ
 		err = errors.Join(err, c.serveBack(ctx, stopped...))
 	}()
 	for _, t := range targets {
+		stopped = append(stopped, t)
+		if err := c.stopRemote(ctx, t); err != nil {
+			return err
+		}
 		e := c.export(t)
 		if e != nil && e.dev != nil {
 			if err := c.stopExport(ctx, e); err != nil {
 				return err
 			}
-			stopped = append(stopped, t)
 		} else if err := c.removeLeft(ctx, t); err != nil {
 			return err
 		}

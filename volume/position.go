@@ -67,6 +67,9 @@ func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Vol
 	t = released
 	if restart {
 		err = c.restart(ctx, t, e)
+		if r := c.door(t); r != nil {
+			r.ns.SetReadOnly(t.readOnly())
+		}
 	} else {
 		err = c.setReadOnly(t, t.readOnly(), false)
 	}
@@ -78,9 +81,12 @@ func (c *Controller) ReleaseQuarantine(ctx context.Context, ref string) (api.Vol
 	return c.refreshed(t)
 }
 
-// setReadOnly makes the block device of a volume read-only or writable, in the
-// server and in the kernel, and sets the mark for udev.
+// setReadOnly makes a volume read-only or writable at both doors; its block device in the
+// server and in the kernel. It sets the mark for udev.
 func (c *Controller) setReadOnly(t target, readOnly, quarantined bool) error {
+	if r := c.door(t); r != nil {
+		r.ns.SetReadOnly(readOnly)
+	}
 	e := c.export(t)
 	if e == nil || e.dev == nil {
 		return nil

@@ -35,27 +35,49 @@ func (s *swap) preflight(ctx context.Context) error {
 		s.devices = append(s.devices, e.dev)
 		paths = append(paths, e.dev.Path())
 	}
-	if len(paths) == 0 {
-		return nil
+	if err := s.remotesServe(); err != nil {
+		return err
 	}
+	s.doors = s.c.doorsOf(s.targets...)
 	if err := s.suited(); err != nil {
 		return err
 	}
-	if err := s.openHelper(ctx, paths); err != nil {
-		return fmt.Errorf("swap refused: %w", err)
+	if len(paths) > 0 {
+		if err := s.openHelper(ctx, paths); err != nil {
+			return fmt.Errorf("swap refused: %w", err)
+		}
+		if err := s.findHolders(ctx, paths); err != nil {
+			return err
+		}
 	}
-	if err := s.findHolders(ctx, paths); err != nil {
-		return err
-	}
+	s.held = append(s.held, s.c.hostsOf(s.targets...)...)
 	if len(s.held) > 0 && !s.req.AllowHolders {
 		e := &api.Error{
 			Code: api.CodeInUse, Message: "swap refused: a device is in use",
-			Remedy: "unmount or stop what is named above; --allow-holders is for raw users that can stand a change of content",
+			Remedy: "unmount or stop what is named above, on other hosts disconnect, too; --allow-holders is for raw users that can stand a change of content",
 		}
-		e.Holders = apiHolders(s.held)
+		e.Holders = s.held
 		return e
 	}
+	if len(paths) == 0 {
+		return nil
+	}
 	return s.writeBack(ctx)
+}
+
+// remotesServe refuses a volume of which it is not known whether something of another
+// host is still in flight.
+func (s *swap) remotesServe() error {
+	for _, t := range s.targets {
+		if r := s.c.remote(t); r != nil && r.failed != nil {
+			return &api.Error{
+				Code:    api.CodeInternal,
+				Message: fmt.Sprintf("swap: volume %s should be served to other hosts but is not: %v", t, r.failed),
+				Remedy:  "pool check --repair serves it, or says why not; or delete its export",
+			}
+		}
+	}
+	return nil
 }
 
 // suited makes sure that each device has told its users what the disks need that
@@ -69,6 +91,20 @@ func (s *swap) suited() error {
 				Code:    api.CodeInvalid,
 				Message: fmt.Sprintf("swap refused: the device of %s is not made for what %s lies on: %v", t, gets, err),
 				Remedy:  fmt.Sprintf("detach %s and attach it: its new device will be", t),
+			}
+		}
+	}
+	for i, t := range s.targets {
+		gets := s.targets[i^1]
+		r := s.c.door(t)
+		if r == nil {
+			continue
+		}
+		if err := r.unsuited(gets.pool, &gets.info.Position); err != nil {
+			return &api.Error{
+				Code:    api.CodeInvalid,
+				Message: fmt.Sprintf("swap refused: the hosts of %s were not told what the disks of %s need: %v", t, gets, err),
+				Remedy:  fmt.Sprintf("delete the export of %s and create it again", t),
 			}
 		}
 	}
@@ -155,7 +191,7 @@ const (
 func (s *swap) findHolders(ctx context.Context, paths []string) error {
 	for start := time.Now(); ; {
 		s.closeGuards()
-		s.held = nil
+		var claimants []holders.Holder
 		claimed := map[string]bool{} // by somebody else
 		for _, path := range paths {
 			f, err := holders.Exclusive(path)
@@ -173,14 +209,15 @@ func (s *swap) findHolders(ctx context.Context, paths []string) error {
 		if err != nil {
 			return fmt.Errorf("swap: who holds %s: %w", strings.Join(paths, ", "), err)
 		}
-		s.held = found
 		for path := range claimed {
 			// One who is found by name says more than that there is somebody.
 			if len(found) == 0 {
-				s.held = append(s.held, holders.Holder{Kind: holders.KindExclusive, Device: path, Detail: "claimed by somebody (a mount, swap space, or a device on top)"})
+				claimants = append(claimants, holders.Holder{Kind: holders.KindExclusive, Device: path, Detail: "claimed by somebody (a mount, swap space, or a device on top)"})
 			}
 		}
-		if !onlyPassing(s.held) || time.Since(start) > patience {
+		found = append(found, claimants...)
+		if !onlyPassing(found) || time.Since(start) > patience {
+			s.held = apiHolders(found)
 			return nil
 		}
 		time.Sleep(passingPause)

@@ -47,8 +47,16 @@ func (c *Controller) report(ctx context.Context, p *dmswap.Pool, r dmswap.Report
 		Found: r.Found, Mended: r.Mended, Saved: r.Kept,
 	}
 	report.Checked = append(report.Checked, "every attached volume is served by a block device of its size, writable if the volume is")
+	if c.nvme != nil {
+		report.Checked = append(report.Checked, "every exported volume is served to other hosts in its size")
+	}
 	for _, v := range p.Volumes() {
 		if problem := c.checkExport(ctx, target{p, v}); problem != "" {
+			report.Problems = append(report.Problems, problem)
+		}
+	}
+	for _, v := range p.Volumes() {
+		if problem := c.checkRemote(target{p, v}); problem != "" {
 			report.Problems = append(report.Problems, problem)
 		}
 	}
@@ -85,6 +93,23 @@ func (c *Controller) checkExport(ctx context.Context, t target) string {
 	}
 	if info.Tag != t.tag() {
 		return fmt.Sprintf("volume %s: %s carries the tag of another volume", t, e.dev.Path())
+	}
+	return ""
+}
+
+// checkRemote says what is wrong with a volume's service to other hosts, or "".
+func (c *Controller) checkRemote(t target) string {
+	r := c.remote(t)
+	switch {
+	case r == nil:
+		return ""
+	case r.failed != nil:
+		return fmt.Sprintf("volume %s is not served to other hosts: %v", t, r.failed)
+	case r.ns.Size() != uint64(t.info.Size) && c.claimed(t.uuid()) == "":
+		return fmt.Sprintf("volume %s has %d bytes, other hosts see %d (delete its export and create it again)", t, t.info.Size, r.ns.Size())
+	}
+	if err := r.unsuited(t.pool, &t.info.Position); err != nil && c.claimed(t.uuid()) == "" {
+		return fmt.Sprintf("volume %s: its hosts were not told what its disks need: %v (disconnect them, delete its export and create it again)", t, err)
 	}
 	return ""
 }
@@ -180,6 +205,9 @@ func (c *Controller) serveRest(ctx context.Context, p *dmswap.Pool) {
 			if err := c.catchUp(context.WithoutCancel(ctx), t, e); err != nil {
 				c.log.Warn("block device not made anew", "volume", t.String(), "err", err)
 			}
+		}
+		if c.nvme != nil && t.info.Export != nil && c.door(t) == nil {
+			_ = c.serveRemoteAgain(context.WithoutCancel(ctx), t) // shown with the export
 		}
 		release()
 	}

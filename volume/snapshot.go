@@ -10,7 +10,6 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/failpoint"
-	"github.com/swapback/swapback/ublk"
 	"github.com/swapback/swapback/volume/changes"
 )
 
@@ -75,24 +74,21 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 // instant is the moment of a snapshot: no write is in flight, and the change maps
 // of all volumes are cut.
 type instant struct {
-	c       *Controller
-	devices []*ublk.Device // of the volumes that have one
-	maps    []*changes.Map // of all
-	tokens  []string       // of the cuts, once they are made
-	held    bool           // it failed because requests stayed in flight
+	c      *Controller
+	doors  *doors
+	maps   []*changes.Map // of all
+	tokens []string       // of the cuts, once they are made
+	held   bool           // it failed because requests stayed in flight
 }
 
 func (c *Controller) instantOf(targets []target) (*instant, error) {
-	i := &instant{c: c}
+	i := &instant{c: c, doors: c.doorsOf(targets...)}
 	for _, t := range targets {
 		m, err := c.changesOf(t)
 		if err != nil {
 			return nil, err
 		}
 		i.maps = append(i.maps, m)
-		if e := c.export(t); e != nil && e.dev != nil {
-			i.devices = append(i.devices, e.dev)
-		}
 	}
 	return i, nil
 }
@@ -100,16 +96,14 @@ func (c *Controller) instantOf(targets []target) (*instant, error) {
 // take takes the snapshot behind closed gates. A write that was marked before the
 // cut and reached the disks after the snapshot would be in neither map.
 func (i *instant) take(ctx context.Context, take func() error) error {
-	ublk.HoldAll(i.devices...)
-	defer ublk.ReleaseAll(i.devices...)
+	i.doors.hold()
+	defer i.doors.release()
 	failpoint.Hit("snapshot: holding")
 	limit, cancel := context.WithTimeoutCause(ctx, i.c.opt.HoldFor, errHoldOver)
 	defer cancel()
-	for _, d := range i.devices {
-		if err := d.Drain(limit); err != nil {
-			i.held = errors.Is(context.Cause(limit), errHoldOver)
-			return fmt.Errorf("draining %s: %w", d.Path(), err)
-		}
+	if err := i.doors.drain(limit); err != nil {
+		i.held = errors.Is(context.Cause(limit), errHoldOver)
+		return err
 	}
 	failpoint.Hit("snapshot: drained")
 	now := time.Now().UTC()

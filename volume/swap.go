@@ -11,7 +11,6 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/dmswap"
 	"github.com/swapback/swapback/failpoint"
-	"github.com/swapback/swapback/holders"
 	"github.com/swapback/swapback/ublk"
 )
 
@@ -32,8 +31,8 @@ type swap struct {
 	devices []*ublk.Device // of those
 	helper  Helper         // has the devices open, from before the guards to after them
 	guards  []*os.File     // exclusive opens of the devices, kept through the swap
-	held    []holders.Holder
-	before  []ublk.Stats
+	doors   *doors         // the devices, and the volumes' namespaces for other hosts
+	held    []api.Holder
 	paused  bool   // the gates were closed
 	outcome string // for the metrics, unless all went well
 	result  api.SwapResult
@@ -132,14 +131,14 @@ func (s *swap) exchange(ctx context.Context) error {
 	if err := s.markLabelled(true); err != nil {
 		return errors.Join(err, prepared.Abort(context.WithoutCancel(ctx)))
 	}
-	s.before = s.stats()
+	held, refused := s.doors.stopped()
 	s.paused = true
 	busy := time.Now()
 	if s.req.Busy == api.BusyRefuse {
-		ublk.RefuseAll(s.devices...)
+		s.doors.refuse()
 		failpoint.Hit("swap: refusing")
 	} else {
-		ublk.HoldAll(s.devices...)
+		s.doors.hold()
 		failpoint.Hit("swap: holding")
 	}
 	err = s.drain(ctx)
@@ -154,10 +153,11 @@ func (s *swap) exchange(ctx context.Context) error {
 		s.refuseWrites()
 		failpoint.Hit("swap: change maps moved")
 	}
-	ublk.ReleaseAll(s.devices...)
+	s.doors.release()
 	failpoint.Hit("swap: released")
 	s.result.Pause = time.Since(busy).Seconds()
-	s.countHeld()
+	nowHeld, nowRefused := s.doors.stopped()
+	s.result.Held, s.result.Refused = nowHeld-held, nowRefused-refused
 	if err != nil {
 		if !errors.Is(err, dmswap.ErrCommitted) {
 			err = errors.Join(err, s.markLabelled(false))
@@ -179,6 +179,9 @@ func (s *swap) failed(ctx context.Context, err error) error {
 	case errors.Is(err, dmswap.ErrCommitted):
 		s.outcome = swapUnfinished
 		return fromPool("swap committed, but not finished", err)
+	case api.CodeOf(err) == api.CodeInUse:
+		s.outcome = swapCalledOff
+		return err
 	case errors.Is(err, dmswap.ErrDamaged):
 		// Whether anything has changed is not known, or not all I/O goes on.
 	case errors.Is(context.Cause(ctx), errHoldOver):
@@ -237,6 +240,11 @@ func (s *swap) refuseWrites() {
 	for _, t := range s.labelled() {
 		s.c.export(t).dev.SetReadOnly(true)
 	}
+	for i, p := range s.req.Pairs {
+		if r := s.c.door(s.targets[2*i+1]); p.Quarantine != nil && r != nil {
+			r.ns.SetReadOnly(true)
+		}
+	}
 }
 
 // showReadOnly tells the kernel, too: now that the gates are open its devices can
@@ -249,31 +257,17 @@ func (s *swap) showReadOnly() {
 	}
 }
 
-// drain waits until nothing is in flight below the closed gates.
+// drain waits until nothing is in flight below the closed gates. A host that has
+// connected since the preflight may have read what is about to change.
 func (s *swap) drain(ctx context.Context) error {
 	defer s.phase(&s.result.Phases.Drain)()
-	for _, d := range s.devices {
-		if err := d.Drain(ctx); err != nil {
-			return fmt.Errorf("draining %s: %w", d.Path(), err)
-		}
+	if err := s.doors.drain(ctx); err != nil {
+		return err
 	}
-	return nil
-}
-
-func (s *swap) stats() []ublk.Stats {
-	list := make([]ublk.Stats, len(s.devices))
-	for i, d := range s.devices {
-		list[i] = d.Stats()
+	if s.req.AllowHolders {
+		return nil
 	}
-	return list
-}
-
-// countHeld counts the requests that the closed gates met.
-func (s *swap) countHeld() {
-	for i, after := range s.stats() {
-		s.result.Held += after.Held - s.before[i].Held
-		s.result.Refused += after.Refused - s.before[i].Refused
-	}
+	return s.c.refuseHosts(s.targets...)
 }
 
 // collect fills the result from what the swap left behind.

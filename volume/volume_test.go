@@ -331,7 +331,7 @@ func TestPagesThatMayBeLeftForbidASwap(t *testing.T) {
 		c:       &Controller{},
 		helper:  deadHelper{killed},
 		req:     api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b", Quarantine: &api.Quarantine{Reason: "r"}}}},
-		targets: make([]target, 2), served: []int{0}, held: make([]holders.Holder, 1),
+		targets: make([]target, 2), served: []int{0}, held: make([]api.Holder, 1),
 	}
 	if err := s.writeBack(t.Context()); !errors.Is(err, killed) || s.result.Warning != "" {
 		t.Errorf("%v, warning %q", err, s.result.Warning)

@@ -91,15 +91,23 @@ func (c *Controller) DeleteVolume(ctx context.Context, ref string, force bool) e
 			Remedy:  "it is evidence of a failure; release it first, or delete it with --force",
 		}
 	}
-	// It stays marked as attached: a daemon that dies here serves it again.
+	if err := c.refuseHosts(t); err != nil {
+		return err
+	}
+	// It stays marked as attached and exported: a daemon that dies here serves it again.
 	if err := c.unserve(ctx, t); err != nil {
 		return err
 	}
 	failpoint.Hit("delete: device removed")
-	if err := t.pool.DeleteVolume(ctx, t.uuid()); err != nil {
-		return errors.Join(fromPool(fmt.Sprintf("volume %s not deleted", t), err), c.serveBack(ctx, t))
+	err = c.stopRemote(ctx, t)
+	if err == nil {
+		err = fromPool(fmt.Sprintf("volume %s not deleted", t), t.pool.DeleteVolume(ctx, t.uuid()))
+	}
+	if err != nil {
+		return errors.Join(err, c.serveBack(ctx, t))
 	}
 	failpoint.Hit("delete: out of the pool")
+	c.forgetReservations(t)
 	c.forgetChanges(t)
 	c.unlinkMapper()
 	c.log.Info("volume deleted", "volume", t.String())
@@ -136,6 +144,15 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 			}
 		}
 	}
+	if r := c.door(t); r != nil {
+		if err := r.unsuited(t.pool, nil); err != nil {
+			return api.Volume{}, &api.Error{
+				Code:    api.CodeInvalid,
+				Message: fmt.Sprintf("grow refused: the hosts of %s were not told what all disks of the pool need: %v", t, err),
+				Remedy:  fmt.Sprintf("delete the export of %s and create it again", t),
+			}
+		}
+	}
 	if restart {
 		if err := c.refuseHolders(ctx, "this kernel can't grow a device in use (needs 6.16): unmount it first", e); err != nil {
 			return api.Volume{}, err
@@ -146,12 +163,8 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 		return api.Volume{}, fromPool(fmt.Sprintf("growing volume %s", t), err)
 	}
 	t.info = info
-	var dev *ublk.Device
-	if live {
-		dev = e.dev
-	}
 	// First the map, so that no write behind the old end goes unrecorded.
-	err = c.growChanges(ctx, t, dev)
+	err = c.growChanges(ctx, t)
 	failpoint.Hit("grow: change map grown")
 	switch {
 	case err != nil:
@@ -162,6 +175,11 @@ func (c *Controller) GrowVolume(ctx context.Context, ref string, size int64) (ap
 	}
 	if err != nil {
 		return api.Volume{}, fmt.Errorf("volume %s has its new size in the pool, but its block device does not show it (detach and attach it): %w", t, err)
+	}
+	if r := c.door(t); r != nil {
+		if err := r.ns.Resize(uint64(info.Size)); err != nil {
+			return api.Volume{}, fmt.Errorf("volume %s has its new size, but other hosts do not see it (delete its export and create it again): %w", t, err)
+		}
 	}
 	failpoint.Hit("grow: shown")
 	c.log.Info("volume grown", "volume", t.String(), "size", info.Size)
@@ -196,6 +214,9 @@ func (c *Controller) Attach(ctx context.Context, ref string, req api.AttachReque
 	t.info.ReadOnly = req.ReadOnly
 	if _, err := c.serve(ctx, t, wanted, insist); err != nil {
 		return api.Volume{}, err
+	}
+	if r := c.door(t); r != nil && r.ns.ReadOnly() != t.readOnly() {
+		r.ns.SetReadOnly(t.readOnly())
 	}
 	return c.refreshed(t)
 }
@@ -233,10 +254,16 @@ func (c *Controller) detach(ctx context.Context, t target) error {
 	return fromPool(fmt.Sprintf("volume %s", t), err)
 }
 
-// serveBack brings back the devices of attached volumes that unserve took.
+// serveBack brings back the devices of attached volumes that unserve took, and serves
+// exported ones that stopRemote took.
 func (c *Controller) serveBack(ctx context.Context, targets ...target) error {
 	var errs []error
 	for _, t := range targets {
+		if c.remote(t) == nil {
+			if err := c.serveRemote(context.WithoutCancel(ctx), t); err != nil {
+				errs = append(errs, fmt.Errorf("and volume %s could not be exported again: %w", t, err))
+			}
+		}
 		if !t.info.Attached || c.export(t) != nil {
 			continue
 		}
@@ -308,12 +335,13 @@ func (c *Controller) Holders(ctx context.Context, ref string) ([]api.Holder, err
 	if err != nil {
 		return nil, err
 	}
+	hosts := append([]api.Holder{}, c.hostsOf(t)...)
 	e := c.export(t)
 	if e == nil || e.dev == nil {
-		return []api.Holder{}, nil
+		return hosts, nil
 	}
 	found, err := c.holdersOf(ctx, e.dev.Path())
-	return apiHolders(found), err
+	return append(apiHolders(found), hosts...), err
 }
 
 // refreshed describes a volume as it is now.

@@ -12,6 +12,9 @@ type rule struct {
 	changes bool
 }
 
+// letsIn is why who may reach the disks themselves is not said from afar.
+const letsIn = "it says which hosts reach the storage machine's disks"
+
 // rules holds all of the policy: every operation of the API, by its id. One that
 // is not here is refused to everybody, and a test fails.
 var rules = map[string]rule{
@@ -21,6 +24,8 @@ var rules = map[string]rule{
 	"list-volumes": {right: access.List},
 	"show-volume":  {right: access.List},
 	"list-holders": {right: access.List},
+	"list-exports": {right: access.List},
+	"show-export":  {right: access.List},
 	"metrics":      {right: access.Metrics},
 
 	"open-snapshot":     {right: access.Backup, changes: true},
@@ -45,4 +50,8 @@ var rules = map[string]rule{
 	"dump-pool-metadata": {right: access.Admin},
 
 	"create-pool": {local: "it names block devices of the storage machine", changes: true},
+
+	"create-export": {local: letsIn, changes: true},
+	"change-export": {local: letsIn, changes: true},
+	"delete-export": {local: letsIn, changes: true},
 }

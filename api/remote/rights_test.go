@@ -61,6 +61,11 @@ var requests = []request{
 	{"swap", "POST", "/v1/swaps", `{"pairs":[{"a":"tank/db","b":"` + uuidOf + `2"}]}`, access.Swap, []string{"tank/db", "tank/db-spare"}, []string{"swap tank/db tank/db-spare"}},
 	{"swap", "POST", "/v1/swaps", `{"pairs":[{"a":"tank/db","b":"db-spare"}],"allow_holders":true}`, access.Admin, []string{"tank/db", "tank/db-spare"}, []string{"swap! tank/db tank/db-spare"}},
 	{"open-snapshot", "POST", "/v1/snapshots", `{"volumes":["tank/db","tank/db-spare"]}`, access.Backup, []string{"tank/db", "tank/db-spare"}, []string{"open-snapshot tank/db tank/db-spare"}},
+	{"list-exports", "GET", "/v1/exports", "", access.List, []string{"tank/db"}, nil},
+	{"show-export", "GET", "/v1/volumes/tank%2Fdb/export", "", access.List, []string{"tank/db"}, nil},
+	{"create-export", "POST", "/v1/volumes/tank%2Fdb/export", `{"hosts":["nqn.2026-01.org.example:host"]}`, "", nil, nil},
+	{"change-export", "PATCH", "/v1/volumes/tank%2Fdb/export", `{"allow":["nqn.2026-01.org.example:host"]}`, "", nil, nil},
+	{"delete-export", "DELETE", "/v1/volumes/tank%2Fdb/export?force=true", "", "", nil, nil},
 	{"metrics", "GET", "/metrics", "", access.Metrics, []string{"*"}, []string{"metrics"}},
 }
 

@@ -177,6 +177,34 @@ func (s *store) Holders(ctx context.Context, ref string) ([]api.Holder, error) {
 	return nil, err
 }
 
+func (s *store) Exports(context.Context) ([]api.Export, error) {
+	var list []api.Export
+	for _, v := range volumes() {
+		list = append(list, api.Export{Volume: v.Pool + "/" + v.Name})
+	}
+	return list, nil
+}
+
+func (s *store) Export(ctx context.Context, ref string) (api.Export, error) {
+	v, err := s.Volume(ctx, ref)
+	return api.Export{Volume: v.Pool + "/" + v.Name}, err
+}
+
+func (s *store) CreateExport(ctx context.Context, ref string, _ api.ExportRequest) (api.Export, error) {
+	_, err := s.change(ctx, "create-export", ref)
+	return api.Export{}, err
+}
+
+func (s *store) ChangeExport(ctx context.Context, ref string, _ api.ChangeExportRequest) (api.Export, error) {
+	_, err := s.change(ctx, "change-export", ref)
+	return api.Export{}, err
+}
+
+func (s *store) DeleteExport(ctx context.Context, ref string, _ bool) error {
+	_, err := s.change(ctx, "delete-export", ref)
+	return err
+}
+
 func (s *store) Swap(ctx context.Context, req api.SwapRequest) (api.SwapResult, error) {
 	id := "swap"
 	if req.AllowHolders {

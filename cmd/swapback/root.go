@@ -35,7 +35,7 @@ repo heal, recover) print one JSON object a line and end with one whose "type" i
 		SilenceErrors: true,
 	}
 	group(cmd,
-		newPool(a), newVolume(a), newSwap(a), newRepo(a), newBackup(a), newRecover(a),
+		newPool(a), newVolume(a), newSwap(a), newExport(a), newRepo(a), newBackup(a), newRecover(a),
 		newCert(a), newDoctor(a), newVersion(a), newOpenAPI(a), newCompletion(a), newMan(a))
 	f := cmd.PersistentFlags()
 	f.BoolVar(&a.json, "json", false, "print JSON for programs")

@@ -211,6 +211,7 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	f.add("Device", "%s", v.Device)
 	f.add("Link", "%s", v.Link)
 	f.add("Backend", "%s", v.Backend)
+	f.add("Exported as", "%s", v.NQN)
 	if v.DataPath != "" {
 		f.add("Data path", "%s, %d × %d requests of up to %s", v.DataPath, v.Queues, v.Depth, formatSize(v.MaxIO))
 		f.add("Driver", "%s", strings.Join(v.UblkFlags, " "))
@@ -285,7 +286,8 @@ func newVolumeHolders(a *app) *cobra.Command {
 		Short: "Name everybody who uses a volume's device",
 		Long: `Name everybody who uses a volume's block device: mounts in every mount namespace,
 swap space, devices stacked on it, loop devices, targets, and processes that
-have it open. A swap, a detach or a deletion is refused while there are any.`,
+have it open; and hosts that are connected to it by NVMe. A swap, a detach or a
+deletion is refused while there are any.`,
 		Example:           `  swapback volume holders db`,
 		Args:              args(cobra.ExactArgs(1)),
 		ValidArgsFunction: a.completeVolumes(1),

@@ -45,6 +45,7 @@ type options struct {
 	timeout   time.Duration
 	holdFor   time.Duration
 	keepDir   string
+	nvme      nvmeOptions
 	remote    remote.Options
 }
 
@@ -66,8 +67,10 @@ func main() {
 
 type usageError struct{ error }
 
-func newCommand() *cobra.Command {
-	var o options
+func newCommand() *cobra.Command { return newCommandOf(new(options)) }
+
+// newCommandOf is the command with its flags in o.
+func newCommandOf(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "swapbackd",
 		Short: "Serve the volumes of this machine's pools as block devices",
@@ -78,6 +81,9 @@ When swapbackd ends or is killed, the kernel keeps the block devices and holds
 their I/O. The next swapbackd adopts them: applications see a pause, no error.
 To take the devices away instead, give --on-exit=stop.
 
+With --nvme-listen it also serves exported volumes to other hosts, by NVMe/TCP.
+Nobody can connect but the hosts that "swapback export create" has named.
+
 With --api-listen it answers the API over TLS as well, to clients with certificates and
 only what --api-access allows each of them (swapback cert init).
 
@@ -87,13 +93,14 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 		Example: `  swapbackd
   swapbackd --disk /dev/nvme0n1 --disk /dev/nvme1n1 --log-level debug
   swapbackd --socket /tmp/sb.sock --run-dir /tmp/sb --on-exit stop
+  swapbackd --nvme-listen 192.0.2.1 --nvme-secrets /etc/swapback/nvme-secrets
   swapbackd --api-listen 192.0.2.7:7443`,
 		Args:          cobra.NoArgs,
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return run(cmd.Context(), o)
+			return run(cmd.Context(), *o)
 		},
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -110,6 +117,7 @@ Exit codes: 0 ended as asked, 1 failed, 2 bad arguments.`,
 	f.StringVar(&o.dataPath, "data-path", "auto", "how data gets from the block layer to the disks: auto, copy, zero-copy or batch (for measuring; adopted devices keep theirs)")
 	f.IntVar(&o.queues, "queues", 0, "queues per volume (default: number of CPUs, at most 4)")
 	f.IntVar(&o.depth, "depth", 64, "requests in flight per queue, 1 to 4096")
+	o.nvme.flags(f)
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	remoteFlags(f, &o.remote)
@@ -135,6 +143,9 @@ func (o options) check() error {
 	}
 	if o.queues < 0 || o.queues > 64 {
 		return usageError{fmt.Errorf("--queues=%d: want 1 to 64, or 0 for the default", o.queues)}
+	}
+	if err := o.nvme.check(); err != nil {
+		return err
 	}
 	return checkRemote(o.remote)
 }
@@ -165,7 +176,7 @@ func run(ctx context.Context, o options) (err error) {
 
 	ctl, err := volume.Open(ctx, volume.Options{
 		Disks: o.disks, WaitForMembers: o.wait, DiskTimeout: o.timeout, HoldFor: o.holdFor, KeepDir: o.keepDir, RunDir: o.runDir, LinkDir: o.linkDir,
-		Queues: o.queues, Depth: o.depth, DataPath: path,
+		Queues: o.queues, Depth: o.depth, DataPath: path, NVMe: o.nvme.forController(),
 		Helper: startHelper, Version: version.String(), Logger: log,
 	})
 	if err != nil {

@@ -62,8 +62,8 @@ func newBench(t *testing.T) *bench {
 	dir := t.TempDir()
 	b := &bench{t: t, orders: dir, crashed: map[string]int{}}
 	b.Daemon = rig.StartWith(t, rig.Options{
-		Program: program(t, "swapbackd"),
-		Env:     []string{"SWAPBACK_FAILPOINT=@" + b.order(), "SWAPBACK_FAILPOINT_TRACE=" + b.trace()},
+		Program: program(t, "swapbackd"), Args: []string{"--nvme-listen", "127.0.0.1"},
+		Env: []string{"SWAPBACK_FAILPOINT=@" + b.order(), "SWAPBACK_FAILPOINT_TRACE=" + b.trace()},
 	})
 	return b
 }

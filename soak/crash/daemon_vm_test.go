@@ -32,7 +32,7 @@ func TestCrashDaemon(t *testing.T) {
 	}
 	b.makePool(t, "a", "b", "c", "d")
 	m := b.mountOne(t)
-	for _, s := range volumeScenarios(t) {
+	for _, s := range append(volumeScenarios(t), exportScenarios(t)...) {
 		t.Run(s.name, func(t *testing.T) { s.crashAll(b, t) })
 		if t.Failed() {
 			return

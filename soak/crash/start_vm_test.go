@@ -63,6 +63,9 @@ func (b *bench) deaths(t *testing.T) []death {
 // before it left half done.
 func (b *bench) crashStart(t *testing.T) {
 	b.fill(t, "e", 5)
+	_, err := b.Client.CreateExport(t.Context(), "d", api.ExportRequest{Hosts: []string{oneHost}})
+	b.must(err)
+	defer func() { b.must(b.Client.DeleteExport(context.WithoutCancel(t.Context()), "d", false)) }()
 	now := look(t, b.Daemon)
 	die := func(t *testing.T, d death) {
 		t.Helper()

@@ -29,6 +29,7 @@ type volume struct {
 	ReadOnly   bool
 	Quarantine string // reason
 	Descends   string
+	Hosts      string // that may use it from afar
 	Sum        string // of all its bytes, read past the page cache; "mounted" when it is
 }
 
@@ -79,6 +80,11 @@ func look(t *testing.T, d *rig.Daemon) world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	list, err := d.Client.Exports(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exports := exportsSeen(t, list)
 	lookAround(t, d, volumes)
 	if len(pools) == 0 {
 		return nil
@@ -88,6 +94,7 @@ func look(t *testing.T, d *rig.Daemon) world {
 		seen := volume{
 			Size: v.Size, Attached: v.Attached, ReadOnly: v.ReadOnly,
 			Descends: v.Position.DescendsFrom, Sum: sum(t, v),
+			Hosts: strings.Join(exports[v.Pool+"/"+v.Name], " "),
 		}
 		if q := v.Position.Quarantine; q != nil {
 			seen.Quarantine = q.Reason

@@ -318,7 +318,7 @@ func (d *Daemon) checkLeaks() {
 	if !strings.Contains(dump, "goroutine ") {
 		d.t.Fatalf("no goroutine dump from SIGQUIT:\n%s", dump)
 	}
-	for _, leak := range []string{"ublk.(*queue)", "ublk.(*Device)", "dmswap.(*Snapshot)", "holdSnapshot"} {
+	for _, leak := range []string{"ublk.(*queue)", "ublk.(*Device)", "nvmeof.(*queue)", "dmswap.(*Snapshot)", "holdSnapshot"} {
 		if strings.Contains(dump, leak) {
 			d.t.Errorf("swapbackd still runs %s without a volume:\n%s", leak, dump)
 		}

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"errors"
+	"slices"
+	"testing"
+)
+
+// TestNVMeFlags: addresses are of numbers and complete, and limits have limits.
+func TestNVMeFlags(t *testing.T) {
+	parse := func(args ...string) (*nvmeOptions, error) {
+		var o options
+		cmd := newCommandOf(&o)
+		if err := cmd.ParseFlags(args); err != nil {
+			return nil, err
+		}
+		return &o.nvme, o.nvme.check()
+	}
+	o, err := parse()
+	if err != nil || len(o.listen) != 0 {
+		t.Errorf("without flags it listens on %q, %v", o.listen, err)
+	}
+	o, err = parse("--nvme-listen", "192.0.2.1", "--nvme-listen=192.0.2.1:1", "--nvme-listen", "2001:db8::1", "--nvme-listen", "[::]:4421", "--nvme-memory", "64")
+	want := []string{"192.0.2.1:4420", "192.0.2.1:1", "[2001:db8::1]:4420", "[::]:4421"}
+	if err != nil || !slices.Equal(o.listen, want) || o.forController().Target.MaxMemory != 64<<20 {
+		t.Errorf("listens on %q, %v", o.listen, err)
+	}
+	for _, bad := range []string{
+		"--nvme-listen=", "--nvme-listen=localhost", "--nvme-listen=:4420", "--nvme-listen=192.0.2.1:", "--nvme-listen=192.0.2.1:70000",
+		"--nvme-connections=0", "--nvme-controllers=0", "--nvme-queues=0", "--nvme-depth=1", "--nvme-depth=1025", "--nvme-memory=1",
+		"--nvme-handshake=0s", "--nvme-handshake=2m",
+	} {
+		var usage usageError
+		if _, err := parse(bad); !errors.As(err, &usage) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
