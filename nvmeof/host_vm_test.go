@@ -169,7 +169,7 @@ func TestLinux(t *testing.T) {
 			}
 			l.connect(v.args...)
 			l.look()
-			if out, err := l.fio(24).CombinedOutput(); err != nil {
+			if out, err := l.fio(4).CombinedOutput(); err != nil {
 				t.Fatalf("fio: %v\n%s", err, out)
 			}
 			run(t, "mkfs.ext4", "-q", l.device)
