@@ -29,8 +29,9 @@ func IsZero(p []byte) bool {
 type Compressor struct {
 	enc *zstd.Encoder
 	// plain is enc without entropy coding of what it finds no repetition of.
-	plain *zstd.Encoder
-	runs  []byte // scratch
+	plain   *zstd.Encoder
+	runs    []byte // scratch
+	sectors samples
 }
 
 // NewCompressor returns a compressor for chunks up to size bytes.
@@ -40,7 +41,7 @@ func NewCompressor(size int) (*Compressor, error) {
 		window *= 2
 	}
 	c := new(Compressor)
-	c.runs = make([]byte, 0, runsBound(maxBlock))
+	c.runs = make([]byte, 0, runsBound(trial))
 	for _, e := range []struct {
 		to    **zstd.Encoder
 		plain bool
@@ -101,10 +102,13 @@ func stretch(p []byte) (n int, noise bool) {
 // appendNoise appends frames of bytes none of which can be coded in less than 8 bits.
 //
 // Looking for repetitions takes long where there are runs between the noise, as in
-// pages that are not full. A frame for the first block is made both ways; when that
-// tells of no repetitions but runs, none are looked for in the rest.
+// pages that are not full. A frame for the beginning is made both ways; when that
+// and samples of the rest tell of no repetitions but runs, none are looked for.
 func (c *Compressor) appendNoise(out, p []byte) []byte {
-	first := p[:min(maxBlock, len(p))]
+	if c.sectors.repeats(p) {
+		return c.plain.EncodeAll(p, out)
+	}
+	first := p[:min(trial, len(p))]
 	begin := len(out)
 	out = c.plain.EncodeAll(first, out)
 	searched := len(out) - begin

@@ -179,13 +179,43 @@ func TestNoiseIsCompressed(t *testing.T) {
 	}
 	defer c.Close()
 	for name, plain := range map[string][]byte{
-		"half": half(1 << 20), "pages": bytes.Repeat(random(4<<10), 256), "archives": bytes.Repeat(random(64<<10), 16),
+		"half": half(1 << 20), "pages": bytes.Repeat(random(4<<10), 256), "archives": bytes.Repeat(random(64<<10), 16), "two archives": bytes.Repeat(random(1<<19), 2),
 		"pages that are not full": bytes.Repeat(append(random(3<<10), make([]byte, 1<<10)...), 256),
 		"half zero":               append(random(1<<19), make([]byte, 1<<19)...), "mixed": mixed(1 << 20),
 	} {
 		fast, codec := c.Compress(nil, plain)
 		if all := c.enc.EncodeAll(plain, nil); codec != format.Zstd || len(fast) > len(all)+len(all)/50 {
 			t.Errorf("%s: %v, %d bytes, with everything tried %d", name, codec, len(fast), len(all))
+		}
+	}
+}
+
+// Sectors that come again are told from noise, also where they are far apart.
+func TestRepeats(t *testing.T) {
+	once := func(share int) []byte { // a share of the sectors, in percent, is an earlier one
+		p := random(1 << 20)
+		n := share * (1 << 20) / 100 / sector * sector
+		copy(p[len(p)-n:], p[:n])
+		return p
+	}
+	var s samples
+	for _, tt := range []struct {
+		name  string
+		plain []byte
+		want  bool
+	}{
+		{"noise", random(1 << 20), false},
+		{"half zeroes", half(1 << 20), false},
+		{"zeroes", make([]byte, 1<<20), false},
+		{"archives", bytes.Repeat(random(64<<10), 16), true},
+		{"two of them", bytes.Repeat(random(1<<19), 2), true},
+		{"a tenth", once(10), true},
+		{"a hundredth", once(1), false},
+		{"little", random(100), false},
+		{"nothing", nil, false},
+	} {
+		if got := s.repeats(tt.plain); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
 		}
 	}
 }
