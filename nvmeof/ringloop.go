@@ -31,9 +31,10 @@ type ringLoop struct {
 	msg       unix.Msghdr
 	sentAt    time.Time // since when the host has taken nothing
 	waking    bool      // the read of the eventfd is under way
-	keeps     bool      // one of the reserved processors
-	ending    bool      // what completes is not answered any more
-	err       error     // of the connection
+	keeps     bool      // one of the reserved processors of Go's scheduler
+	home      home
+	ending    bool  // what completes is not answered any more
+	err       error // of the connection
 
 	fence, passed uint64
 }
@@ -70,8 +71,10 @@ func (q *queue) ringLoop() error {
 		return q.pollLoop()
 	}
 	q.ring = r
+	r.home.begin()
 	r.err = r.run()
 	r.end()
+	r.home.leave()
 	return r.err
 }
 
@@ -319,6 +322,7 @@ func (r *ringLoop) received(res int32, err error) error {
 	case res > 0:
 		r.drained = int(res) < r.asked
 		r.q.received(int(res))
+		r.home.received(r.fd, len(r.q.commands)-len(r.q.free))
 	case e != unix.EAGAIN && e != unix.EINTR:
 		return fmt.Errorf("receiving: %w", e)
 	}
