@@ -68,6 +68,19 @@ expect "the panic is shown" 0 $?
 $vm -- 'kill -9 $$' >/dev/null 2>&1
 expect "a signal" 137 $?
 
+# shellcheck disable=SC2016 # these are for the guests' shells
+two=$($vm -disks 0 -peer 'echo complaint >&2; until (echo hello >/dev/tcp/$SWAPBACK_TEST_PEER/7) 2>/dev/null; do sleep 0.1; done; sleep 60' -- \
+	'python3 -c "import os, socket; s = socket.create_server((os.environ[\"SWAPBACK_TEST_ADDRESS\"], 7)); print(s.accept()[0].makefile().read(), end=\"\")"; exit 7' 2>"$out/stderr")
+expect "two machines: the status" 7 $?
+expect "two machines meet" hello "$two"
+expect "the second one complains" complaint "$(cat "$out/stderr")"
+$vm -disks 0 -peer 'exit 3' -- 'sleep 60' >/dev/null 2>&1
+expect "a second machine that ends first" 125 $?
+$vm -disks 0 -peer 'echo c > /proc/sysrq-trigger; sleep 60' -- 'sleep 60' >"$out/panic" 2>&1
+expect "a panic of the second one" 125 $?
+grep -q 'Kernel panic - not syncing: sysrq' "$out/panic"
+expect "that panic is shown" 0 $?
+
 DISKS=1 DISK_SIZE=64M DISK_DIR=$out/disks $vm -- 'echo kept | dd of=/dev/nvme0n1 conv=sync oflag=direct status=none' 2>&1
 expect "disks that stay" kept "$(DISKS=1 DISK_SIZE=64M DISK_DIR=$out/disks $vm -- 'head -c 4 /dev/nvme0n1' 2>&1)"
 exit $failed

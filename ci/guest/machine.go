@@ -146,7 +146,7 @@ func mountRoot(cfg *guestcfg.Config) error {
 	if err := os.WriteFile("/proc/sys/kernel/printk", []byte("7"), 0); err != nil {
 		return fmt.Errorf("set the kernel's log level: %w", err)
 	}
-	if err := unix.Sethostname([]byte("swapback-vm")); err != nil {
+	if err := unix.Sethostname([]byte(cfg.Host)); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
 	return nil
@@ -187,24 +187,6 @@ func (t tree) put() error {
 	}
 	if err := unix.MoveMount(t.fd, "", unix.AT_FDCWD, t.path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("show the host's folder as %s: %w", t.path, err)
-	}
-	return nil
-}
-
-// loopbackUp is "ip link set lo up".
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("bring up lo: %w", err)
-	}
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq("lo")
-	if err != nil {
-		return fmt.Errorf("bring up lo: %w", err)
-	}
-	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
-		return fmt.Errorf("bring up lo: %w", err)
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func run(l *link) (int, error) {
 	if err := bindDisks(); err != nil {
 		return 0, err
 	}
-	if err := loopbackUp(); err != nil {
+	if err := networkUp(cfg.Address); err != nil {
 		return 0, err
 	}
 	if err := waitForDisks(cfg.Disks, 30*time.Second); err != nil {

@@ -4,7 +4,8 @@
 //	testrun [-kernel 7.3] [-pkg ./ublk/...] [-run regexp] [-v]
 //
 // It compiles the tests on the host and calls itself in the machine, with
-// -inside, to run them.
+// -inside, to run them. When one of the packages wants a second machine (it
+// imports ci/peer), there is one, in which it calls itself with -peer.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -26,6 +28,8 @@ type options struct {
 	verbose bool
 	timeout time.Duration
 	inside  string
+	peer    bool
+	native  bool
 }
 
 func main() {
@@ -39,11 +43,16 @@ func main() {
 	flag.BoolVar(&o.verbose, "v", os.Getenv("V") != "", "show all output ($V)")
 	flag.DurationVar(&o.timeout, "timeout", envDuration("TEST_TIMEOUT", 45*time.Minute), "limit for each package ($TEST_TIMEOUT)")
 	flag.StringVar(&o.inside, "inside", "", "")
+	flag.BoolVar(&o.peer, "peer", false, "")
 	flag.Parse()
+	o.native, _ = strconv.ParseBool(os.Getenv("NATIVE"))
 	var err error
-	if o.inside != "" {
+	switch {
+	case o.peer:
+		err = servePeer()
+	case o.inside != "":
 		err = runInside(ctx, &o)
-	} else {
+	default:
 		err = runOutside(ctx, &o)
 	}
 	var failed *failedError

@@ -30,6 +30,8 @@ type compiled struct {
 	Name, Dir, Binary string
 	// Run is the -test.run of this package.
 	Run string
+	// Pair says that it wants two machines.
+	Pair bool
 }
 
 // runOutside compiles the tests and boots the machine.
@@ -62,6 +64,10 @@ func runOutside(ctx context.Context, o *options) error {
 	broken := false
 	for _, p := range pkgs {
 		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, p.Module.Path), "/")
+		if p.pair() && o.native {
+			fmt.Printf("left out: %s, which needs two machines\n", name)
+			continue
+		}
 		bin := filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".test")
 		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", vmTags, "-o", bin, p.ImportPath)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -77,7 +83,7 @@ func runOutside(ctx context.Context, o *options) error {
 				return err
 			}
 		}
-		m.Packages = append(m.Packages, compiled{name, p.Dir, bin, run})
+		m.Packages = append(m.Packages, compiled{name, p.Dir, bin, run, p.pair()})
 	}
 	if len(m.Packages) == 0 {
 		return &failedError{1}
@@ -131,6 +137,9 @@ func boot(ctx context.Context, o *options, dir string, m *manifest) (int, error)
 	if os.Getenv("VM_TIMEOUT") == "" {
 		args = append(args, "-timeout", "80m") // each package has a limit of its own
 	}
+	if slices.ContainsFunc(m.Packages, func(p compiled) bool { return p.Pair }) {
+		args = append(args, "-peer", quote(own)+" -peer")
+	}
 	cmd := exec.CommandContext(ctx, vm, append(args, "--", strings.Join(inside, " "))...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has a machine to end
@@ -152,9 +161,16 @@ type goPackage struct {
 	ImportPath, Dir           string
 	Module                    struct{ Path string }
 	TestGoFiles, XTestGoFiles []string
+	TestImports, XTestImports []string
 
 	// tagged are the test files that only the tag vm brings.
 	tagged []string
+}
+
+// pair tells whether the package's tests run programs on a second machine.
+func (p *goPackage) pair() bool {
+	const machine = "/ci/peer"
+	return slices.Contains(p.TestImports, p.Module.Path+machine) || slices.Contains(p.XTestImports, p.Module.Path+machine)
 }
 
 // vmPackages lists the packages that have more test files with the tag vm than
@@ -212,7 +228,7 @@ func vmTests(dir string, files []string) (string, error) {
 
 func goList(ctx context.Context, pattern string, flags ...string) ([]goPackage, error) {
 	// -e: a package that does not compile is reported where it is compiled.
-	args := append([]string{"list", "-e", "-json=ImportPath,Dir,Module,TestGoFiles,XTestGoFiles"}, flags...)
+	args := append([]string{"list", "-e", "-json=ImportPath,Dir,Module,TestGoFiles,XTestGoFiles,TestImports,XTestImports"}, flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, strings.Fields(pattern)...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()

@@ -38,6 +38,18 @@ func ExampleThree()          {}
 	}
 }
 
+func TestPair(t *testing.T) {
+	p := goPackage{TestImports: []string{"testing", "example.com/m/ci/peerless"}}
+	p.Module.Path = "example.com/m"
+	if p.pair() {
+		t.Error("a package that wants one machine gets two")
+	}
+	p.XTestImports = []string{"example.com/m/ci/peer"}
+	if !p.pair() {
+		t.Error("a package that wants two machines gets one")
+	}
+}
+
 func TestQuote(t *testing.T) {
 	if got, want := quote(`a'b $c`), `'a'\''b $c'`; got != want {
 		t.Errorf("got %s, want %s", got, want)

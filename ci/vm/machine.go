@@ -47,7 +47,7 @@ func runMachine(ctx context.Context, o *options, stdout, stderr io.Writer, notic
 	}
 	defer work.remove()
 
-	m := qemu.Machine{CPUs: o.cpus, Memory: o.memory, Kernel: k.Image, Initrd: work.path("initrd"), Console: work.path("console.log")}
+	m := qemu.Machine{CPUs: o.cpus, Memory: o.memory, Kernel: k.Image, Initrd: work.path("initrd"), Console: work.path(firstLog)}
 	if o.out != "" {
 		if m.Out, err = filepath.Abs(o.out); err != nil {
 			return 0, fmt.Errorf("find the folder %s: %w", o.out, err)
@@ -63,15 +63,25 @@ func runMachine(ctx context.Context, o *options, stdout, stderr io.Writer, notic
 	if err != nil {
 		return 0, err
 	}
-	if err := writeInitrd(ctx, o, k, bin, m.Initrd); err != nil {
+	b := &boots{o: o, machine: m, accels: newAccels(cacheDir), stdout: stdout, stderr: stderr, notice: notice, release: k.Release}
+	first, peer, err := configure(o, k, bin)
+	if err != nil {
 		return 0, err
+	}
+	if err := writeInitrd(ctx, k, first, m.Initrd); err != nil {
+		return 0, err
+	}
+	if peer != nil {
+		b.peer = &qemu.Machine{CPUs: peerCPUs, Memory: o.memory, Kernel: k.Image, Initrd: work.path("initrd-peer"), Console: work.path(peerLog)}
+		if err := writeInitrd(ctx, k, peer, b.peer.Initrd); err != nil {
+			return 0, err
+		}
 	}
 
 	began := time.Now()
-	b := &boots{o: o, machine: m, accels: newAccels(cacheDir), stdout: stdout, stderr: stderr, notice: notice, release: k.Release}
 	status, err := b.run(ctx)
 	if err != nil && ctx.Err() == nil {
-		work.showConsole(stderr)
+		work.showConsoles(stderr)
 	}
 	work.complain(notice)
 	if !o.quiet && err == nil {
@@ -80,10 +90,11 @@ func runMachine(ctx context.Context, o *options, stdout, stderr io.Writer, notic
 	return status, err
 }
 
-// boots runs a machine, again where a first boot failed.
+// boots runs a machine, and the peer that it may have, again where a first boot failed.
 type boots struct {
 	o              *options
 	machine        qemu.Machine
+	peer           *qemu.Machine // nil for none
 	accels         *accels
 	stdout, stderr io.Writer
 	notice         func(string, ...any)
@@ -133,6 +144,9 @@ func (b *boots) withRetry(ctx context.Context, accel qemu.Accel) (int, error) {
 	}
 	kept := filepath.Join("build/vm", "failed.log")
 	_ = os.Rename(b.machine.Console, kept)
+	if b.peer != nil {
+		_ = os.Rename(b.peer.Console, filepath.Join("build/vm", "failed-peer.log"))
+	}
 	b.notice("%v; once more, from the beginning (the first try's log: %s)", err, kept)
 	if again {
 		for _, d := range b.machine.Disks {
@@ -145,16 +159,18 @@ func (b *boots) withRetry(ctx context.Context, accel qemu.Accel) (int, error) {
 }
 
 func (b *boots) once(ctx context.Context, accel qemu.Accel, boot time.Duration) (int, error) {
-	m := b.machine
-	m.Accel = accel
 	r := &qemu.Run{
-		Machine: m, Boot: boot, Limit: b.o.timeout,
+		Machine: b.machine, Boot: boot, Limit: b.o.timeout,
 		Stdout: b.stdout, Stderr: b.stderr, Notice: b.notice,
 		OnReady: func(d time.Duration) {
 			if !b.o.quiet {
 				b.notice("Linux %s, %s, up in %.1f s", b.release, accel, d.Seconds())
 			}
 		},
+	}
+	r.Machine.Accel = accel
+	if b.peer != nil {
+		return b.withPeer(ctx, r)
 	}
 	return r.Do(ctx)
 }
@@ -196,7 +212,25 @@ func diskNames(n int) string {
 	return strings.Join(names, " ")
 }
 
-func writeInitrd(ctx context.Context, o *options, k *kernel.Kernel, bin, path string) error {
+// configure says what the inits of the machine and of its peer are to do; that of the
+// peer is nil if there is to be none.
+func configure(o *options, k *kernel.Kernel, bin string) (first, peer *guestcfg.Config, err error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the checkout: %w", err)
+	}
+	first = &guestcfg.Config{
+		Command: o.command, Dir: dir, Env: environment(o, bin, k.Release),
+		ModuleTree: k.Tree, Release: k.Release, Shown: []string{dir},
+		Disks: o.disks, Out: o.out != "", Host: "swapback-vm",
+	}
+	if o.peer != "" {
+		peer = peerOf(o, first, bin)
+	}
+	return first, peer, nil
+}
+
+func writeInitrd(ctx context.Context, k *kernel.Kernel, cfg *guestcfg.Config, path string) error {
 	mods, err := kernel.ReadModules(k.Tree)
 	if err != nil {
 		return err
@@ -205,18 +239,13 @@ func writeInitrd(ctx context.Context, o *options, k *kernel.Kernel, bin, path st
 	if err != nil {
 		return err
 	}
-	late, err := mods.Order(kernel.Late())
+	wants := kernel.Late()
+	if cfg.Address != "" {
+		wants = append(wants, kernel.Network()...)
+	}
+	late, err := mods.Order(wants)
 	if err != nil {
 		return err
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return fmt.Errorf("find the checkout: %w", err)
-	}
-	cfg := guestcfg.Config{
-		Command: o.command, Dir: dir, Env: environment(o, bin, k.Release),
-		ModuleTree: k.Tree, Release: k.Release, Shown: []string{dir},
-		Disks: o.disks, Out: o.out != "",
 	}
 	loaded := map[string]bool{}
 	for _, f := range early {

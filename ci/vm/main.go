@@ -48,6 +48,7 @@ type options struct {
 	again    bool
 	quiet    bool
 	command  string
+	peer     string
 }
 
 func main() {
@@ -117,6 +118,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	f.BoolVar(&o.exact, "icount", envBool("ICOUNT"), "exact mode: the clock counts instructions, for measurements that repeat ($ICOUNT)")
 	f.BoolVar(&o.native, "native", envBool("NATIVE"), "no machine: run on this host, with files as disks ($NATIVE)")
 	f.BoolVar(&o.again, "again", envBool("AGAIN"), "run the command again, on blank disks, if QEMU itself fails ($AGAIN)")
+	f.StringVar(&o.peer, "peer", "", "command of a second machine, which is up before the first one boots and ends with it")
 	f.BoolVar(&o.quiet, "quiet", envBool("QUIET"), "say nothing when all is well ($QUIET)")
 	f.Usage = func() {
 		fmt.Fprintf(stderr, "usage: vm [flags] -- COMMAND\n\nRuns COMMAND with bash as root in a fresh virtual machine and exits with its status.\n"+
@@ -147,6 +149,9 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	case "auto", "kvm", "tcg":
 	default:
 		return nil, fmt.Errorf("-accel %q: choose auto, kvm or tcg", o.accel)
+	}
+	if o.native && o.peer != "" {
+		return nil, errors.New("-peer needs a second machine: leave -native (NATIVE=1) out")
 	}
 	if o.disks < 0 || o.disks > 16 {
 		return nil, fmt.Errorf("-disks %d: choose 0 to 16", o.disks)

@@ -124,7 +124,7 @@ func TestWork(t *testing.T) {
 	if err := os.WriteFile(w.path("console.log"), []byte(strings.Repeat("line\n", 100)+"Kernel panic\r\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	w.showConsole(&out)
+	w.showConsoles(&out)
 	if n := strings.Count(out.String(), "\n"); n != 61 || !strings.HasSuffix(out.String(), "| Kernel panic\n") {
 		t.Errorf("%d lines:\n%s", n, out.String())
 	}

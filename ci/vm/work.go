@@ -49,9 +49,17 @@ func sweep(root string) {
 
 func (w *work) path(name string) string { return filepath.Join(w.dir, name) }
 
-// remove keeps the newest console log, as build/vm/console.log.
+// The kernels' logs in a run's folder.
+const (
+	firstLog = "console.log"
+	peerLog  = "console-peer.log"
+)
+
+// remove keeps the newest logs of kernels: build/vm/console.log and console-peer.log.
 func (w *work) remove() {
-	_ = os.Rename(w.path("console.log"), filepath.Join(filepath.Dir(w.dir), "console.log"))
+	for _, name := range []string{firstLog, peerLog} {
+		_ = os.Rename(w.path(name), filepath.Join(filepath.Dir(w.dir), name))
+	}
 	os.RemoveAll(w.dir)
 	if w.lock != nil {
 		w.lock.Close()
@@ -105,9 +113,14 @@ func (w *work) lockDisks(dir string) error {
 	return nil
 }
 
-// showConsole prints the end of what the kernel said.
-func (w *work) showConsole(out io.Writer) {
-	data, err := os.ReadFile(w.path("console.log"))
+// showConsoles prints the end of what each kernel said.
+func (w *work) showConsoles(out io.Writer) {
+	w.showConsole(out, firstLog, "the kernel's log")
+	w.showConsole(out, peerLog, "the log of the second machine's kernel")
+}
+
+func (w *work) showConsole(out io.Writer, name, what string) {
+	data, err := os.ReadFile(w.path(name))
 	if err != nil || len(data) == 0 {
 		return
 	}
@@ -115,7 +128,7 @@ func (w *work) showConsole(out io.Writer) {
 	if n := len(lines); n > 60 {
 		lines = lines[n-60:]
 	}
-	fmt.Fprintf(out, "vm: the end of the kernel's log (all of it: build/vm/console.log):\n")
+	fmt.Fprintf(out, "vm: the end of %s (all of it: build/vm/%s):\n", what, name)
 	for _, l := range lines {
 		fmt.Fprintf(out, "  | %s\n", strings.TrimRight(l, "\r"))
 	}
@@ -125,16 +138,19 @@ func (w *work) showConsole(out io.Writer) {
 // errors are not among it: tests bring them about.
 var alarm = regexp.MustCompile(`BUG: |WARNING: CPU|WARNING: at|Oops|general protection|Call Trace|blocked for more than|Kernel panic|lockdep`)
 
-// complain names the first such line: a test that passes may still have hurt the kernel.
+// complain names the first such line of each log: a test that passes may still have
+// hurt the kernel.
 func (w *work) complain(notice func(string, ...any)) {
-	data, err := os.ReadFile(w.path("console.log"))
-	if err != nil {
-		return
-	}
-	for _, line := range bytes.Split(data, []byte("\n")) {
-		if alarm.Match(line) {
-			notice("look at the kernel's log (build/vm/console.log): %s", bytes.TrimSpace(line))
-			return
+	for _, name := range []string{firstLog, peerLog} {
+		data, err := os.ReadFile(w.path(name))
+		if err != nil {
+			continue
+		}
+		for _, line := range bytes.Split(data, []byte("\n")) {
+			if alarm.Match(line) {
+				notice("look at the kernel's log (build/vm/%s): %s", name, bytes.TrimSpace(line))
+				break
+			}
 		}
 	}
 }

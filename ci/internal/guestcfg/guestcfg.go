@@ -60,6 +60,11 @@ type Config struct {
 	Disks int
 	// Out says that a writable share is to be mounted on /out.
 	Out bool
+	// Host is what the machine is called.
+	Host string
+	// Address is that of the machine's network card, which then has to be there,
+	// with the number of bits that the network has in it (192.0.2.1/24); empty for none.
+	Address string
 }
 
 // Module is one kernel module file.

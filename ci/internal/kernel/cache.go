@@ -231,7 +231,7 @@ func expand(ctx context.Context, tree, out, release string) error {
 	if err != nil {
 		return err
 	}
-	order, err := mods.Order(slices.Concat(Early(), Late(), OnDemand()))
+	order, err := mods.Order(slices.Concat(Early(), Late(), Network(), OnDemand()))
 	if err != nil {
 		return err
 	}

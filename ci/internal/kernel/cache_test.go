@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -112,7 +113,7 @@ func (a *archive) cache(dir string, notices *bytes.Buffer) *Cache {
 // allBuiltIn is a modules.builtin with every module that the machine wants.
 func allBuiltIn() string {
 	var b strings.Builder
-	for _, w := range append(Early(), Late()...) {
+	for _, w := range slices.Concat(Early(), Late(), Network()) {
 		fmt.Fprintf(&b, "kernel/%s.ko\n", w.Name)
 	}
 	return b.String()

@@ -37,6 +37,9 @@ func Late() []Want {
 	}
 }
 
+// Network are the late modules of a machine that has a network card.
+func Network() []Want { return []Want{{Name: "virtio_net"}} }
+
 // OnDemand are modules that are loaded by whoever needs them. They are listed
 // so that they lie in the cache uncompressed. (xfs is not among the late ones
 // because it takes an emulated machine two and a half seconds to load.)

@@ -41,6 +41,8 @@ type Machine struct {
 	Disks   []Disk
 	// Out is a folder that the guest may write to; empty for none.
 	Out string
+	// Network is nil for a machine without one.
+	Network *Network
 }
 
 // Disk is one NVMe disk.
@@ -97,6 +99,9 @@ func (m *Machine) Args() []string {
 			"-fsdev", "local,id=out,path="+escape(m.Out)+",security_model=none,multidevs=remap",
 			"-device", "virtio-9p-pci,fsdev=out,mount_tag="+guestcfg.TagOut,
 		)
+	}
+	if m.Network != nil {
+		a = append(a, m.Network.args()...)
 	}
 	for i, d := range m.Disks {
 		a = append(a,

@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,33 @@ func TestArgs(t *testing.T) {
 	m.Accel = Exact
 	if a := m.Args(); !slices.Contains(a, "shift=0,sleep=off") || !slices.Contains(a, "tcg,thread=single") {
 		t.Errorf("exact mode: %v", a)
+	}
+}
+
+func TestNetworkArgs(t *testing.T) {
+	m := Machine{}
+	if line := strings.Join(m.Args(), " "); strings.Contains(line, "netdev") {
+		t.Errorf("a machine that was to have no network: %s", line)
+	}
+	m.Network = &Network{MAC: "52:54:00:00:00:01"}
+	line := strings.Join(m.Args(), " ")
+	if want := "-netdev socket,id=net0,fd=3 -device virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:00:00:01"; !strings.Contains(line, want) {
+		t.Errorf("no %q in %s", want, line)
+	}
+}
+
+func TestCable(t *testing.T) {
+	a, b, err := Cable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if _, err := a.WriteString("frame"); err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	if got, err := io.ReadAll(b); string(got) != "frame" || err != nil {
+		t.Errorf("the other end: %q, %v", got, err)
 	}
 }
 

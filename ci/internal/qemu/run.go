@@ -71,7 +71,7 @@ func (r *Run) Do(ctx context.Context) (int, error) {
 		m.Sockets[port] = path
 		listeners[port] = l
 	}
-	q, err := start(m.Args())
+	q, err := start(&m)
 	if err != nil {
 		return 0, err
 	}
@@ -215,13 +215,16 @@ type process struct {
 
 // start starts QEMU so that it dies with us, however we die. The kernel ties
 // that to the thread that started it, so a goroutine keeps its thread for it.
-func start(args []string) (*process, error) {
+func start(m *Machine) (*process, error) {
 	q := &process{done: make(chan struct{}), trouble: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		cmd := exec.Command(Program, args...)
+		cmd := exec.Command(Program, m.Args()...)
+		if m.Network != nil {
+			cmd.ExtraFiles = []*os.File{m.Network.End} // cableFD
+		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 		cmd.Stderr = q
 		err := cmd.Start()
