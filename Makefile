@@ -70,16 +70,18 @@ test: ## unit tests, then integration tests on both kernels (all of the newest)
 # The machines of "make test": KERNEL-GROUP, those that take longest first. On the
 # oldest kernel it leaves out what runs far above the kernel's interfaces, such as
 # the agent; "make test-vm KERNEL=6.12" runs that too.
-TEST_VMS = 7.3-crash 7.3-load 6.12-crash 7.3-daemon 6.12-load 7.3-long 6.12-daemon 7.3-rest 6.12-rest
+TEST_VMS = 7.3-crash 7.3-load 6.12-crash 7.3-daemon 6.12-load 7.3-long 6.12-daemon 7.3-rest 6.12-rest 7.3-network 6.12-network
 PKG_7.3-crash   = ./soak/crash
 PKG_7.3-load    = ./soak/power ./soak/storm
 PKG_7.3-long    = ./soak/chain ./soak/disks ./soak/limits ./soak/model
 PKG_7.3-daemon  = ./cmd/swapbackd
-PKG_7.3-rest    = $(filter-out $(PKG_7.3-crash) $(PKG_7.3-load) $(PKG_7.3-long) $(PKG_7.3-daemon),$(shell $(GO) list -f '.{{slice .ImportPath (len .Module.Path)}}' ./...))
+PKG_7.3-network = ./soak/network
+PKG_7.3-rest    = $(filter-out $(PKG_7.3-crash) $(PKG_7.3-load) $(PKG_7.3-long) $(PKG_7.3-daemon) $(PKG_7.3-network),$(shell $(GO) list -f '.{{slice .ImportPath (len .Module.Path)}}' ./...))
 PKG_6.12-crash  = ./soak/crash
 PKG_6.12-load   = ./soak/disks ./soak/power ./soak/storm
 PKG_6.12-daemon = ./backup/... ./cmd/swapbackd
 PKG_6.12-rest   = ./ublk/... ./dmswap/... ./holders ./nvmeof/...
+PKG_6.12-network = ./soak/network
 
 # An emulated machine keeps hardly more than one processor busy, so there are two
 # at a time. What each says is shown when it has ended.

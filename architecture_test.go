@@ -43,6 +43,7 @@ var rooms = map[string][]string{
 	"soak":               {"api"},
 	"soak/power":         {"api", "dmswap", "dmswap/dm", "soak"},
 	"soak/disks":         {"api", "dmswap/dm", "soak"},
+	"soak/network":       {"api", "ci", "soak"},
 }
 
 // testOnly are libraries that must not be linked into the product.

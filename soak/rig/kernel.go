@@ -63,10 +63,16 @@ var complaints = []string{
 // ExpectQuiet fails the test when the kernel has complained since the last call.
 func (k *KernelLog) ExpectQuiet(t *testing.T) {
 	t.Helper()
-	for _, line := range k.Lines(t) {
+	ExpectQuietLines(t, "the kernel", k.Lines(t))
+}
+
+// ExpectQuietLines is [KernelLog.ExpectQuiet] for the log of another machine's kernel.
+func ExpectQuietLines(t *testing.T, whose string, lines []string) {
+	t.Helper()
+	for _, line := range lines {
 		for _, c := range complaints {
 			if strings.Contains(line, c) {
-				t.Errorf("the kernel says: %s", line)
+				t.Errorf("%s says: %s", whose, line)
 				break
 			}
 		}
