@@ -11,6 +11,8 @@
 //	SWAPBACK_FAILPOINT=swap: staged          the process kills itself there
 //	SWAPBACK_FAILPOINT=swap: staged:2        … when it comes there the second time
 //	SWAPBACK_FAILPOINT=swap: staged=stop     … stops (SIGSTOP) until it gets SIGCONT
+//	SWAPBACK_FAILPOINT=swap: staged=90s      only what comes to this point waits there,
+//	                                         so long; all else goes on
 //	SWAPBACK_FAILPOINT=@/some/file           the order is in the file, read at each
 //	                                         point; removed when it is carried out
 //	SWAPBACK_FAILPOINT_TRACE=/some/file      every point that is reached is added to

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Enabled says whether this build has points.
@@ -29,6 +30,13 @@ var (
 // Hit marks a step; see the package's documentation. It is safe for concurrent
 // use.
 func Hit(name string) {
+	if o, ok := carryOut(name); ok {
+		time.Sleep(o.wait)
+	}
+}
+
+// carryOut carries the order out if it is due, but for the wait of one that says to wait.
+func carryOut(name string) (o order, due bool) {
 	mu.Lock()
 	defer mu.Unlock()
 	trace(name)
@@ -36,7 +44,7 @@ func Hit(name string) {
 	if path, ok := strings.CutPrefix(text, "@"); ok {
 		b, err := os.ReadFile(path)
 		if err != nil {
-			return // no order at present
+			return o, false // no order at present
 		}
 		text, file = strings.TrimSpace(string(b)), path
 	}
@@ -44,21 +52,24 @@ func Hit(name string) {
 		clear(count)
 		last = text
 	}
-	o := parse(text)
-	if o.name != name {
-		return
+	if o = parse(text); o.name != name {
+		return o, false
 	}
 	if count[name]++; count[name] != o.nth {
-		return
+		return o, false
 	}
 	if file != "" {
 		_ = os.Remove(file)
+	}
+	if o.wait > 0 {
+		return o, true
 	}
 	// To this thread: one for the process goes to any, and this thread would be past
 	// the point, by a request perhaps, before the other had stopped it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	_ = syscall.Tgkill(os.Getpid(), syscall.Gettid(), o.signal)
+	return o, true
 }
 
 // order is what to do where.
@@ -66,6 +77,7 @@ type order struct {
 	name   string
 	nth    int
 	signal syscall.Signal
+	wait   time.Duration // instead of the signal
 }
 
 func parse(text string) order {
@@ -77,6 +89,11 @@ func parse(text string) order {
 		case "stop":
 			o.signal = syscall.SIGSTOP
 		default:
+			d, err := time.ParseDuration(action)
+			if err == nil && d > 0 {
+				o.wait = d
+				break
+			}
 			// A test that means something else must not pass.
 			panic(fmt.Sprintf("%s: action %q is not known", orderVariable, action))
 		}

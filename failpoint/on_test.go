@@ -10,16 +10,18 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 func TestParse(t *testing.T) {
 	for text, want := range map[string]order{
-		"swap: staged":        {"swap: staged", 1, syscall.SIGKILL},
-		"swap: staged:2":      {"swap: staged", 2, syscall.SIGKILL},
-		"swap: staged=stop":   {"swap: staged", 1, syscall.SIGSTOP},
-		"swap: staged:3=kill": {"swap: staged", 3, syscall.SIGKILL},
-		"":                    {"", 1, syscall.SIGKILL},
+		"swap: staged":         {"swap: staged", 1, syscall.SIGKILL, 0},
+		"swap: staged:2":       {"swap: staged", 2, syscall.SIGKILL, 0},
+		"swap: staged=stop":    {"swap: staged", 1, syscall.SIGSTOP, 0},
+		"swap: staged:3=kill":  {"swap: staged", 3, syscall.SIGKILL, 0},
+		"swap: staged:2=1m30s": {"swap: staged", 2, syscall.SIGKILL, 90 * time.Second},
+		"":                     {"", 1, syscall.SIGKILL, 0},
 	} {
 		if got := parse(text); got != want {
 			t.Errorf("%q: got %+v, want %+v", text, got, want)
@@ -66,6 +68,36 @@ func TestHit(t *testing.T) {
 			t.Errorf("%q: the order is still there when it has been carried out", tt.order)
 		}
 	}
+}
+
+// TestWait: only who comes to the point waits there; others pass it, and other points.
+func TestWait(t *testing.T) {
+	const wait = time.Hour
+	file := filepath.Join(t.TempDir(), "order")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "a: one=%v", wait), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(orderVariable, "@"+file)
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		waited := make(chan time.Duration)
+		go func() {
+			Hit("a: one")
+			waited <- time.Since(began)
+		}()
+		synctest.Wait()
+		if _, err := os.Stat(file); err == nil {
+			t.Error("the order is still there when it is being carried out")
+		}
+		Hit("a: one")
+		Hit("a: two")
+		if d := time.Since(began); d != 0 {
+			t.Errorf("another one waited for %v", d)
+		}
+		if d := <-waited; d != wait {
+			t.Errorf("it waited for %v", d)
+		}
+	})
 }
 
 // TestStop: whoever sees that the process has stopped can rely on it that nothing
