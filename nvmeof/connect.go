@@ -107,6 +107,9 @@ func (q *queue) connectAdmin(s *Subsystem, h host, conn wire.Connect, id uint16)
 	if id != wire.DynamicController {
 		return wire.ConnectInvalid | wire.DNR, wire.InvalidConnect(16, true)
 	}
+	if s.isAway(h) {
+		return wire.ConnectBusy, 0
+	}
 	ctrl, err := newController(s, h, q, time.Duration(conn.KATO)*time.Millisecond)
 	if err != nil {
 		// It may be otherwise in a while, so the host is not told to give up.

@@ -32,7 +32,7 @@ type controller struct {
 	ended    string            // why it ends; "": it does not
 	events   eventSet
 	errors   errorLog
-	readsANA bool // it has asked for the log of asymmetric access
+	readsANA bool // it has asked for the log of asymmetric access in time; see logRead
 }
 
 func newController(s *Subsystem, h host, admin *queue, kato time.Duration) (*controller, error) {

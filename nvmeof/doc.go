@@ -50,7 +50,8 @@
 // A held command is answered with Namespace Not Ready after HoldFor, which is shorter
 // than the patience of hosts; it names a retry delay and never says "do not retry". For
 // pauses that are known to be long there is SetANA: the log changes first, then the
-// hosts that have read it get statuses of asymmetric access, and others are held.
+// hosts that have read it, before they had I/O queues, get statuses of asymmetric access, and others are held. For what
+// those can't stand there is TurnAway.
 //
 // # The change map
 //
@@ -62,7 +63,8 @@
 //
 // Package reserve keeps them, one Disk for each disk, whichever subsystems it is in.
 // Every command asks it, behind the gate. Preempt and Abort is answered when the queues of
-// all other hosts have carried out what had arrived on them.
+// all other hosts have carried out what had arrived on them. Hosts whose reservation or
+// registration another host has ended find a notice in a log of each of their controllers.
 //
 // # The end of things
 //
@@ -113,6 +115,5 @@
 //
 // # What is not here
 //
-// TLS; the log of reservation notifications; Namespace Management
-// and Format, which are the owner's to do; fused commands; metadata.
+// TLS; Namespace Management and Format, which are the owner's to do; fused commands; metadata.
 package nvmeof

@@ -98,7 +98,10 @@ func (c *controller) logRead(page uint8) {
 			c.events.told[e] = false
 		}
 	}
-	if page == wire.LogANA {
+	// Linux with native multipath does so before it connects I/O queues. Later it may be
+	// anybody there with nvme-cli, and the host would fail commands with statuses that it
+	// does not know what to do with.
+	if page == wire.LogANA && len(c.queues) == 0 {
 		c.readsANA = true
 	}
 }
@@ -115,7 +118,7 @@ func (c *controller) takeChanged(keep bool) []uint32 {
 }
 
 // heedsANA tells whether the host knows what the statuses of asymmetric access
-// mean: it has read the log.
+// mean: it has read the log before it had I/O queues.
 func (c *controller) heedsANA() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

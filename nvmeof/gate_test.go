@@ -155,13 +155,13 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// TestANA: the log has changed before a status says so; hosts that have never read
-// it are held instead.
+// TestANA: the log has changed before a status says so; hosts that do not heed it are
+// held instead, also when somebody there has looked at the log.
 func TestANA(t *testing.T) {
 	eachLoop(t, func(t *testing.T, opt Options) {
 		r := newRig(t, opt)
-		heeds, plain := r.connect(), r.connect()
-		readLog(t, heeds, wire.LogANA, 4096)
+		heeds, plain := r.connect(func(c *nvmetest.Config) { c.ANA = true }), r.connect()
+		readLog(t, plain, wire.LogANA, 4096)
 		for _, s := range []struct {
 			state wire.ANAState
 			want  wire.Status

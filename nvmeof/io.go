@@ -279,6 +279,9 @@ func (q *queue) expireHeld(now time.Time) {
 		if now.Sub(c.heldAt) < q.target.opt.HoldFor {
 			return
 		}
+		if q.ctrl.turnAway() {
+			return // with all that is held
+		}
 		copy(q.held, q.held[1:])
 		q.held = q.held[:len(q.held)-1]
 		q.refuseIO(c)

@@ -53,6 +53,7 @@ type Subsystem struct {
 	ana         map[uint32]*anaGroup
 	anaChanges  uint64
 	closed      bool
+	away        map[host]bool // hosts that were turned away; nil: none is
 }
 
 type anaGroup struct {
@@ -248,6 +249,62 @@ func (s *Subsystem) SetANA(group uint32, state wire.ANAState) error {
 		n.gate.setBit(gateNoAccess, !usable(state))
 	}
 	return nil
+}
+
+// TurnAway is for a pause that is longer than hosts put up with that do not heed
+// asymmetric access: Linux without native multipath tries a command five times more and
+// then fails it, however long the status says to wait. Their connections are ended, with
+// what is held on them, and until TurnAway(false) their Connect is answered that the
+// controller is busy. Linux keeps its commands meanwhile, for as long as it tries to
+// connect (ctrl_loss_tmo, 10 minutes), and a try is not counted against them. A host that
+// comes while others are turned away follows them when it has a command that was held for
+// too long. Hosts that heed asymmetric access stay.
+func (s *Subsystem) TurnAway(on bool) {
+	s.mu.Lock()
+	if s.away != nil == on {
+		s.mu.Unlock()
+		return
+	}
+	s.away = nil
+	if on {
+		s.away = map[host]bool{}
+	}
+	s.mu.Unlock()
+	if !on {
+		return
+	}
+	for _, c := range s.listControllers() {
+		c.turnAway()
+	}
+}
+
+// turnAway ends a controller that has I/O queues while such hosts are turned away, and
+// tells whether they are.
+func (c *controller) turnAway() bool {
+	c.mu.Lock()
+	stays := c.readsANA || len(c.queues) == 0
+	c.mu.Unlock()
+	if stays {
+		return false
+	}
+	s := c.subsys
+	s.mu.Lock()
+	away := s.away != nil
+	if away {
+		s.away[c.host] = true
+	}
+	s.mu.Unlock()
+	if away {
+		c.end("a pause is longer than the host can wait for on a connection")
+	}
+	return away
+}
+
+// isAway tells whether a host was turned away.
+func (s *Subsystem) isAway(h host) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.away[h]
 }
 
 func (s *Subsystem) anaState(group uint32) wire.ANAState {

@@ -18,9 +18,10 @@ type doors struct {
 	devices []*ublk.Device
 	remotes []*remote
 
-	mu      sync.Mutex
-	yield   *time.Timer // tells hosts that the pause is a long one
-	yielded bool
+	mu     sync.Mutex
+	timers []*time.Timer // tell hosts that the pause is a long one; nil: the gates are open
+	told   bool          // tellHosts has
+	turned bool          // turnHostsAway has
 }
 
 // doorsOf are those of volumes, of which some may have none.
@@ -46,7 +47,7 @@ func (d *doors) hold() {
 	if len(d.remotes) > 0 {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.yield = time.AfterFunc(yieldAfter, d.tellHosts)
+		d.timers = []*time.Timer{time.AfterFunc(yieldAfter, d.tellHosts), time.AfterFunc(turnAwayAfter, d.turnHostsAway)}
 	}
 }
 
@@ -55,11 +56,25 @@ func (d *doors) hold() {
 func (d *doors) tellHosts() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.yield == nil {
+	if d.timers == nil {
 		return // the gates are open again
 	}
-	d.yielded = true
+	d.told = true
 	d.unreachable(true)
+}
+
+// turnHostsAway ends the connections of hosts that can't be told, before they lose their
+// patience for good.
+func (d *doors) turnHostsAway() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timers == nil {
+		return
+	}
+	d.turned = true
+	for _, r := range d.remotes {
+		r.subsys.TurnAway(true)
+	}
 }
 
 func (d *doors) unreachable(on bool) {
@@ -81,13 +96,19 @@ func (d *doors) refuse() {
 // release opens the gates.
 func (d *doors) release() {
 	d.mu.Lock()
-	if d.yield != nil {
-		d.yield.Stop()
-		d.yield = nil
+	for _, t := range d.timers {
+		t.Stop()
 	}
-	if d.yielded {
-		d.yielded = false
+	d.timers = nil
+	if d.told {
+		d.told = false
 		d.unreachable(false)
+	}
+	if d.turned {
+		d.turned = false
+		for _, r := range d.remotes {
+			r.subsys.TurnAway(false)
+		}
 	}
 	d.mu.Unlock()
 	ublk.ReleaseAll(d.devices...)

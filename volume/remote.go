@@ -328,6 +328,11 @@ func (f *remoteFailures) close() {
 // while: shorter than what a held command waits (nvmeof.Options.HoldFor).
 const yieldAfter = 15 * time.Second
 
+// turnAwayAfter is how long a gate may be closed before hosts that know nothing of
+// asymmetric access are turned away. Until then a command was answered "try again" twice,
+// of the five times that Linux takes that; its connection's end is a third.
+const turnAwayAfter = 45 * time.Second
+
 // unreachable tells hosts that know of asymmetric access that the volume is not to be
 // reached now, and then that it is again. Linux waits then for as long as it takes.
 func (r *remote) unreachable(on bool) error {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -21,7 +22,7 @@ import (
 )
 
 // remoteOnMemory is a namespace in memory with a host on it.
-func remoteOnMemory(t *testing.T) (*remote, *nvmetest.Controller) {
+func remoteOnMemory(t *testing.T, ana bool) (*remote, *nvmetest.Controller) {
 	t.Helper()
 	target, err := nvmeof.New(nvmeof.Options{})
 	if err != nil {
@@ -51,7 +52,7 @@ func remoteOnMemory(t *testing.T) (*remote, *nvmetest.Controller) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- target.Serve(l) }()
-	host, err := nvmetest.Connect(nvmetest.Config{Addr: l.Addr().String(), Subsys: r.subsys.NQN(), Queues: 1})
+	host, err := nvmetest.Connect(nvmetest.Config{Addr: l.Addr().String(), Subsys: r.subsys.NQN(), Queues: 1, ANA: ana})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,10 +85,9 @@ func stateOfGroup(t *testing.T, host *nvmetest.Controller) wire.ANAState {
 // TestDoorsForHosts: a closed door holds or refuses, tells hosts when it takes long, and
 // has what it lets through then recorded in the map that is there by then.
 func TestDoorsForHosts(t *testing.T) {
-	r, host := remoteOnMemory(t)
+	r, host := remoteOnMemory(t, true)
 	q := host.IO[0]
 	d := &doors{log: slog.New(slog.DiscardHandler), remotes: []*remote{r}}
-	stateOfGroup(t, host) // now it counts as one that heeds it
 	read := nvmetest.IOCommand(wire.OpRead, 1, 0, 1)
 	d.hold()
 	if err := d.drain(t.Context()); err != nil {
@@ -113,6 +113,7 @@ func TestDoorsForHosts(t *testing.T) {
 		t.Errorf("after the pause the group has state %v", state)
 	}
 	d.tellHosts() // too late: it tells nobody
+	d.turnHostsAway()
 	if err := q.Read(1, 0, make([]byte, 512)); err != nil {
 		t.Errorf("after the pause: %v", err)
 	}
@@ -126,6 +127,26 @@ func TestDoorsForHosts(t *testing.T) {
 	}
 	if list := r.holders(); len(list) != 1 || list[0].Kind != "nvme" || !strings.Contains(list[0].Detail, nvmetest.HostNQN) {
 		t.Errorf("holders: %+v", list)
+	}
+}
+
+// TestDoorsTurnHostsAway: hosts that can't be told of a long pause are out until it is over.
+func TestDoorsTurnHostsAway(t *testing.T) {
+	r, host := remoteOnMemory(t, false)
+	d := &doors{log: slog.New(slog.DiscardHandler), remotes: []*remote{r}}
+	d.hold()
+	d.turnHostsAway() // as after turnAwayAfter
+	if _, err := nvmetest.Connect(host.Config); !errors.Is(err, wire.ConnectBusy) {
+		t.Errorf("connecting during a long pause: %v", err)
+	}
+	d.release()
+	again, err := nvmetest.Connect(host.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.IO[0].Read(1, 0, make([]byte, 512)); err != nil {
+		t.Errorf("after the pause: %v", err)
 	}
 }
 

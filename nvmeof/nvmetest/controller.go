@@ -18,6 +18,7 @@ type Config struct {
 	Queues  int // I/O queues
 	Depth   int // entries of an I/O queue (128)
 	Flow    bool
+	ANA     bool       // heed asymmetric access: its log is read before there are I/O queues
 	Auth    *auth.Host // nil: it cannot prove who it is
 	Options Options
 }
@@ -94,6 +95,11 @@ func (c *Controller) connect() (err error) {
 	c.Ident = wire.ParseIdentifyController(page)
 	if c.Ident.Type == wire.ControllerDiscovery || c.Queues == 0 {
 		return nil
+	}
+	if c.ANA {
+		if _, err := c.Log(wire.LogRequest{Page: wire.LogANA, Length: uint64(wire.ANALogSize(1, 1))}); err != nil {
+			return err
+		}
 	}
 	cqe, err := c.SetFeature(wire.FeatureQueues, uint32(c.Queues-1)<<16|uint32(c.Queues-1), nil)
 	if err != nil {
