@@ -141,6 +141,8 @@ func (q *queue) setFeature(c *command) {
 			return
 		}
 		q.answer(c, wire.Success, 0)
+	case wire.FeatureReservationMask:
+		q.setReservationMask(c)
 	case wire.FeatureHostID:
 		q.fail(c, wire.SequenceError|wire.DNR) // Connect has set it
 	case wire.FeatureCache:
@@ -177,6 +179,8 @@ func (q *queue) getFeature(c *command) {
 		q.answer(c, wire.Success, uint64(q.ctrl.kato.Milliseconds()))
 	case wire.FeatureCache:
 		q.answer(c, wire.Success, 1)
+	case wire.FeatureReservationMask:
+		q.getReservationMask(c)
 	case wire.FeatureHostID:
 		if c.sqe.CDW11&1 == 0 { // over Fabrics an identifier has 128 bits
 			q.fail(c, wire.InvalidField|wire.DNR)
@@ -230,7 +234,7 @@ func (q *queue) logPage(r wire.LogRequest) []byte {
 	}
 	switch r.Page {
 	case wire.LogPages:
-		return wire.SupportedPages(wire.LogPages, wire.LogErrors, wire.LogSMART, wire.LogFirmware, wire.LogChangedNS, wire.LogEffects, wire.LogANA)
+		return wire.SupportedPages(wire.LogPages, wire.LogErrors, wire.LogSMART, wire.LogFirmware, wire.LogChangedNS, wire.LogEffects, wire.LogANA, wire.LogReservation)
 	case wire.LogErrors:
 		return q.ctrl.errorPage()
 	case wire.LogSMART:
@@ -247,6 +251,8 @@ func (q *queue) logPage(r wire.LogRequest) []byte {
 			[]wire.Opcode{wire.OpGetLogPage, wire.OpIdentify, wire.OpAbort, wire.OpSetFeatures, wire.OpGetFeatures, wire.OpAsyncEvent, wire.OpKeepAlive},
 			[]wire.Opcode{wire.OpFlush, wire.OpRead, wire.OpCompare, wire.OpResvRegister, wire.OpResvReport, wire.OpResvAcquire, wire.OpResvRelease},
 			[]wire.Opcode{wire.OpWrite, wire.OpWriteZeroes, wire.OpDSM})
+	case wire.LogReservation:
+		return q.ctrl.nextNotice(r.Retain || r.Offset > 0).Append(nil)
 	case wire.LogANA:
 		// As long as it can get: nvme-cli reads so much, piece by piece.
 		page := make([]byte, 0, wire.ANALogSize(maxGroups, maxNamespaces))

@@ -9,6 +9,7 @@ const (
 	eventNamespace event = iota
 	eventANA
 	eventDiscovery
+	eventReservation
 	eventCount
 )
 
@@ -22,6 +23,8 @@ var events = [eventCount]struct {
 	eventNamespace: {wire.EventNamespace, wire.OAESNamespace, wire.LogChangedNS},
 	eventANA:       {wire.EventANA, wire.OAESANA, wire.LogANA},
 	eventDiscovery: {wire.EventDiscovery, wire.OAESDiscovery, wire.LogDiscovery},
+	// Which notices there are is for FeatureReservationMask to say.
+	eventReservation: {wire.EventReservation, 0, wire.LogReservation},
 }
 
 // maxEventRequests is how many Asynchronous Event Requests a host may have open.
@@ -35,12 +38,13 @@ type eventSet struct {
 	pending [eventCount]bool
 	told    [eventCount]bool
 	changed []uint32 // namespaces, ascending not needed; see changedList
+	notices notices
 }
 
 // notify has the admin queue tell of an event, if the host wants to hear of it.
 func (c *controller) notify(e event) {
 	c.mu.Lock()
-	wanted := c.events.enabled&events[e].enable != 0
+	wanted := events[e].enable == 0 || c.events.enabled&events[e].enable != 0
 	if wanted {
 		c.events.pending[e] = true
 	}

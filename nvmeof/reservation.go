@@ -44,7 +44,7 @@ func (q *queue) reservation(c *command) {
 		q.failIO(c, wire.InvalidSGLLength|wire.DNR)
 		return
 	}
-	switch status := d.Do(c.sqe.Opcode, q.ctrl.host.id, r); {
+	switch status := d.Do(c.sqe.Opcode, q.ctrl.host.id, r, c.att.ns.tellHosts); {
 	case status != wire.Success:
 		q.failIO(c, status)
 	case c.sqe.Opcode == wire.OpResvAcquire && r.Action == wire.ResvPreemptAbort:

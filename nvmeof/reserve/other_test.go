@@ -51,7 +51,7 @@ func TestOtherDoor(t *testing.T) {
 		}
 		o.told = nil
 	}
-	s.want("register", d.Do(wire.OpResvRegister, a, wire.Reservation{Other: 1, Persist: 3}), wire.Success)
+	s.want("register", d.Do(wire.OpResvRegister, a, wire.Reservation{Other: 1, Persist: 3}, nil), wire.Success)
 	told("saved")
 	s.acquire(a, 1, wire.WriteExclusive, wire.Success)
 	told("r", "saved")

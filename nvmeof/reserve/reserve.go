@@ -146,13 +146,17 @@ func (s *State) rules() *rules {
 	case wire.WriteExclusive, wire.WriteExclusiveRegs, wire.WriteExclusiveAll:
 		r.readers = true
 	}
-	single := s.Type == wire.WriteExclusive || s.Type == wire.ExclusiveAccess
 	for _, g := range s.Registrants {
-		if g.Holder || !single {
+		if g.Holder || !single(s.Type) {
 			r.holders = append(r.holders, g.Host)
 		}
 	}
 	return r
+}
+
+// single tells whether the holder alone may what a reservation keeps others from.
+func single(t wire.ReservationType) bool {
+	return t == wire.WriteExclusive || t == wire.ExclusiveAccess
 }
 
 func (s *State) find(h Host) *Registrant {
@@ -164,11 +168,12 @@ func (s *State) find(h Host) *Registrant {
 	return nil
 }
 
-// change carries out what f does to a copy of the state, unless it fails.
-func (d *Disk) change(f func(*State) wire.Status) wire.Status {
+// change carries out what f does to a copy of the state, unless it fails. Of the success
+// done hears, with the lock held.
+func (d *Disk) change(f func(*State) wire.Status, done func(before, after *State)) wire.Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next := d.state.clone()
+	last, next := d.state, d.state.clone()
 	if status := f(&next); status != wire.Success {
 		return status
 	}
@@ -189,6 +194,7 @@ func (d *Disk) change(f func(*State) wire.Status) wire.Status {
 	d.publish()
 	// The command has succeeded; a door that stays closed for longer does no harm.
 	_ = d.let(hadRead && read, hadWrite && write, read, write)
+	done(&last, &next)
 	return wire.Success
 }
 
@@ -219,8 +225,15 @@ func (d *Disk) keep(next State) wire.Status {
 
 const conflict = wire.ReservationConflict
 
-// Do carries out Register, Acquire or Release for a host.
-func (d *Disk) Do(op wire.Opcode, h Host, r wire.Reservation) wire.Status {
+// Do carries out Register, Acquire or Release for a host. tell hears, in the order in which
+// it happens, of which other hosts are to get a notice; it must not call the Disk. It may
+// be nil.
+func (d *Disk) Do(op wire.Opcode, h Host, r wire.Reservation, tell func(Host, wire.NoticeKind)) wire.Status {
+	done := func(before, after *State) {
+		if tell != nil {
+			notices(op, h, before, after, tell)
+		}
+	}
 	return d.change(func(s *State) wire.Status {
 		switch op {
 		case wire.OpResvRegister:
@@ -231,7 +244,7 @@ func (d *Disk) Do(op wire.Opcode, h Host, r wire.Reservation) wire.Status {
 			return s.release(h, r)
 		}
 		return wire.InvalidOpcode | wire.DNR
-	})
+	}, done)
 }
 
 // register is Reservation Register (7.5).

@@ -35,27 +35,27 @@ func (s *script) want(what string, got, want wire.Status) {
 
 func (s *script) register(h Host, key uint64, want wire.Status) {
 	s.t.Helper()
-	s.want("register", s.d.Do(wire.OpResvRegister, h, wire.Reservation{Other: key}), want)
+	s.want("register", s.d.Do(wire.OpResvRegister, h, wire.Reservation{Other: key}, nil), want)
 }
 
 func (s *script) unregister(h Host, key uint64, want wire.Status) {
 	s.t.Helper()
-	s.want("unregister", s.d.Do(wire.OpResvRegister, h, wire.Reservation{Action: wire.ResvUnregister, Key: key}), want)
+	s.want("unregister", s.d.Do(wire.OpResvRegister, h, wire.Reservation{Action: wire.ResvUnregister, Key: key}, nil), want)
 }
 
 func (s *script) acquire(h Host, key uint64, t wire.ReservationType, want wire.Status) {
 	s.t.Helper()
-	s.want("acquire", s.d.Do(wire.OpResvAcquire, h, wire.Reservation{Key: key, Type: t}), want)
+	s.want("acquire", s.d.Do(wire.OpResvAcquire, h, wire.Reservation{Key: key, Type: t}, nil), want)
 }
 
 func (s *script) preempt(h Host, key, other uint64, t wire.ReservationType, want wire.Status) {
 	s.t.Helper()
-	s.want("preempt", s.d.Do(wire.OpResvAcquire, h, wire.Reservation{Action: wire.ResvPreempt, Key: key, Other: other, Type: t}), want)
+	s.want("preempt", s.d.Do(wire.OpResvAcquire, h, wire.Reservation{Action: wire.ResvPreempt, Key: key, Other: other, Type: t}, nil), want)
 }
 
 func (s *script) release(h Host, key uint64, t wire.ReservationType, want wire.Status) {
 	s.t.Helper()
-	s.want("release", s.d.Do(wire.OpResvRelease, h, wire.Reservation{Key: key, Type: t}), want)
+	s.want("release", s.d.Do(wire.OpResvRelease, h, wire.Reservation{Key: key, Type: t}, nil), want)
 }
 
 // access is "rw", "r-" or "--" for each host.
@@ -125,13 +125,13 @@ func TestRegister(t *testing.T) {
 	s.register(a, 2, conflict)
 	s.unregister(b, 1, conflict)
 	s.unregister(a, 2, conflict)
-	s.want("replace", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: wire.ResvReplace, Key: 9, Other: 2}), conflict)
-	s.want("replace", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: wire.ResvReplace, Key: 1, Other: 2}), ok)
-	s.want("replace, whatever the key", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: wire.ResvReplace, Key: 9, Other: 3, IgnoreKey: true}), ok)
-	s.want("replace by a stranger", s.d.Do(wire.OpResvRegister, b, wire.Reservation{Action: wire.ResvReplace, IgnoreKey: true, Other: 3}), conflict)
-	s.want("no such action", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: 5}), invalid)
-	s.want("no such CPTPL", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Persist: 1}), invalid)
-	s.want("to survive power loss, where that cannot be", s.d.Do(wire.OpResvRegister, b, wire.Reservation{Other: 1, Persist: 3}), invalid)
+	s.want("replace", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: wire.ResvReplace, Key: 9, Other: 2}, nil), conflict)
+	s.want("replace", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: wire.ResvReplace, Key: 1, Other: 2}, nil), ok)
+	s.want("replace, whatever the key", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: wire.ResvReplace, Key: 9, Other: 3, IgnoreKey: true}, nil), ok)
+	s.want("replace by a stranger", s.d.Do(wire.OpResvRegister, b, wire.Reservation{Action: wire.ResvReplace, IgnoreKey: true, Other: 3}, nil), conflict)
+	s.want("no such action", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Action: 5}, nil), invalid)
+	s.want("no such CPTPL", s.d.Do(wire.OpResvRegister, a, wire.Reservation{Persist: 1}, nil), invalid)
+	s.want("to survive power loss, where that cannot be", s.d.Do(wire.OpResvRegister, b, wire.Reservation{Other: 1, Persist: 3}, nil), invalid)
 	if got := s.d.State(); got.Generation != 3 || len(got.Registrants) != 1 || got.Registrants[0].Key != 3 {
 		t.Errorf("%+v", got)
 	}
@@ -171,12 +171,12 @@ func TestAcquireAndRelease(t *testing.T) {
 	s.register(a, 1, ok)
 	s.register(b, 2, ok)
 	s.acquire(a, 1, wire.WriteExclusive, ok)
-	s.want("clear", s.d.Do(wire.OpResvRelease, b, wire.Reservation{Action: wire.ResvClear, Key: 2}), ok)
+	s.want("clear", s.d.Do(wire.OpResvRelease, b, wire.Reservation{Action: wire.ResvClear, Key: 2}, nil), ok)
 	if got := s.d.State(); got.Type != 0 || len(got.Registrants) != 0 {
 		t.Errorf("after a clear: %+v", got)
 	}
-	s.want("no such action", s.d.Do(wire.OpResvRelease, b, wire.Reservation{Action: 3}), conflict)
-	s.want("no such command", s.d.Do(wire.OpRead, b, wire.Reservation{}), wire.InvalidOpcode|wire.DNR)
+	s.want("no such action", s.d.Do(wire.OpResvRelease, b, wire.Reservation{Action: 3}, nil), conflict)
+	s.want("no such command", s.d.Do(wire.OpRead, b, wire.Reservation{}, nil), wire.InvalidOpcode|wire.DNR)
 }
 
 func TestPreempt(t *testing.T) {
@@ -239,7 +239,7 @@ func TestSaved(t *testing.T) {
 	if len(kept) != 0 {
 		t.Errorf("saved unasked: %+v", kept)
 	}
-	s.want("register", d.Do(wire.OpResvRegister, b, wire.Reservation{Other: 2, Persist: 3}), ok)
+	s.want("register", d.Do(wire.OpResvRegister, b, wire.Reservation{Other: 2, Persist: 3}, nil), ok)
 	s.acquire(b, 2, wire.WriteExclusive, ok)
 	broken = errors.New("no disk")
 	s.release(b, 2, wire.WriteExclusive, wire.InternalError)
@@ -256,7 +256,7 @@ func TestSaved(t *testing.T) {
 	}
 	(&script{t, again}).access("r-", "rw", "r-", "r-")
 	broken = nil
-	s.want("to forget", d.Do(wire.OpResvRegister, b, wire.Reservation{Other: 2, Persist: 2}), ok)
+	s.want("to forget", d.Do(wire.OpResvRegister, b, wire.Reservation{Other: 2, Persist: 2}, nil), ok)
 	if last := kept[len(kept)-1]; last.Persist || len(last.Registrants) != 0 {
 		t.Errorf("what is not to survive is saved: %+v", last)
 	}
@@ -291,7 +291,7 @@ func TestRandom(t *testing.T) {
 			Action: uint8(rnd.IntN(4)), IgnoreKey: rnd.IntN(8) == 0, Type: wire.ReservationType(rnd.IntN(8)),
 			Persist: uint8(rnd.IntN(4)), Key: uint64(rnd.IntN(3)), Other: uint64(rnd.IntN(3)),
 		}
-		d.Do(ops[rnd.IntN(len(ops))], h, r)
+		d.Do(ops[rnd.IntN(len(ops))], h, r, nil)
 		s := d.State()
 		if err := s.check(); err != nil {
 			t.Fatalf("step %d: %v", i, err)

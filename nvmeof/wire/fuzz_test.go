@@ -172,7 +172,7 @@ func FuzzIdentify(f *testing.F) {
 }
 
 func FuzzLogs(f *testing.F) {
-	seed(f, "error log", "SMART log", "ANA log", "discovery log", "reservation status")
+	seed(f, "error log", "SMART log", "ANA log", "discovery log", "reservation status", "reservation notice")
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if a, err := ParseANALog(b); err == nil {
 			same(t, a, func(a ANALog) ANALog { a, _ = ParseANALog(a.Append(nil)); return a })
@@ -184,6 +184,7 @@ func FuzzLogs(f *testing.F) {
 			same(t, r, func(r ReservationStatus) ReservationStatus { r, _ = ParseReservationStatus(r.Append(nil)); return r })
 		}
 		if len(b) >= ErrorEntrySize {
+			same(t, ParseReservationNotice(b), func(n ReservationNotice) ReservationNotice { return ParseReservationNotice(n.Append(nil)) })
 			same(t, ParseErrorEntry(b), func(e ErrorEntry) ErrorEntry { return ParseErrorEntry(e.Append(nil)) })
 		}
 		if len(b) >= SMARTSize {

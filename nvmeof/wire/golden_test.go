@@ -147,6 +147,7 @@ func goldens() (list []golden) {
 	add("reservation status", ReservationStatus{0x01020304, WriteExclusiveRegs, true, []Registrant{
 		{0x0506, true, 0x0708090a0b0c0d0e, ident(0x10)}, {DynamicController, false, 2, ident(0x30)},
 	}}.Append(nil))
+	add("reservation notice", ReservationNotice{0x0102030405060708, ReservationPreempted, 9, 0x0a0b0c0d}.Append(nil))
 	add("effects log", Effects([]Opcode{OpIdentify}, []Opcode{OpRead}, []Opcode{OpWrite}))
 	add("log pages", SupportedPages(LogErrors, LogDiscovery))
 	return list

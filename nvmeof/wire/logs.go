@@ -4,14 +4,15 @@ import "fmt"
 
 // Log pages (Base 5.16).
 const (
-	LogPages     = 0x00
-	LogErrors    = 0x01
-	LogSMART     = 0x02
-	LogFirmware  = 0x03
-	LogChangedNS = 0x04
-	LogEffects   = 0x05
-	LogANA       = 0x0c
-	LogDiscovery = 0x70
+	LogPages       = 0x00
+	LogErrors      = 0x01
+	LogSMART       = 0x02
+	LogFirmware    = 0x03
+	LogChangedNS   = 0x04
+	LogEffects     = 0x05
+	LogANA         = 0x0c
+	LogDiscovery   = 0x70
+	LogReservation = 0x80
 )
 
 // LogRequest is what a Get Log Page command asks for (Base 5.16):
@@ -374,12 +375,13 @@ func SupportedPages(pages ...uint8) []byte {
 
 // Features (Base 5.27.1).
 const (
-	FeatureCache        = 0x06
-	FeatureQueues       = 0x07
-	FeatureAsyncEvents  = 0x0b
-	FeatureKeepAlive    = 0x0f
-	FeatureHostBehavior = 0x16
-	FeatureHostID       = 0x81
+	FeatureCache           = 0x06
+	FeatureQueues          = 0x07
+	FeatureAsyncEvents     = 0x0b
+	FeatureKeepAlive       = 0x0f
+	FeatureHostBehavior    = 0x16
+	FeatureHostID          = 0x81
+	FeatureReservationMask = 0x82 // of a namespace: bit N is set: no notices of kind N
 )
 
 // HostBehaviorSize is the bytes of the data of that feature; byte 0 is ACRE: the
@@ -388,7 +390,8 @@ const HostBehaviorSize = 512
 
 // Asynchronous events, as their request is completed (Base 5.2).
 const (
-	EventNamespace = 0x00040002 // read LogChangedNS
-	EventANA       = 0x000c0302 // read LogANA
-	EventDiscovery = 0x0070f002 // read LogDiscovery
+	EventNamespace   = 0x00040002 // read LogChangedNS
+	EventANA         = 0x000c0302 // read LogANA
+	EventDiscovery   = 0x0070f002 // read LogDiscovery
+	EventReservation = 0x00800006 // read LogReservation
 )

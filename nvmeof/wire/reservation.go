@@ -119,6 +119,54 @@ func (s *SQE) SetReservation(op Opcode, r Reservation) []byte {
 	return data
 }
 
+// NoticeKind is what a host is told of that somebody else did to its reservations.
+type NoticeKind uint8
+
+// Kinds; 0 is in a log without a notice.
+const (
+	RegistrationPreempted NoticeKind = 1
+	ReservationReleased   NoticeKind = 2
+	ReservationPreempted  NoticeKind = 3
+)
+
+// AllNotices are the bits of all kinds in FeatureReservationMask.
+const AllNotices = 1<<RegistrationPreempted | 1<<ReservationReleased | 1<<ReservationPreempted
+
+// ReservationNotice is the log of reservation notifications (Base 5.16.1.24), which has one
+// at a time, 64 bytes. The zero value says that there is none.
+type ReservationNotice struct {
+	Count uint64 // which notice since the controller began
+	Kind  NoticeKind
+	More  uint8 // that wait; 255: or more
+	NSID  uint32
+}
+
+// ReservationNoticeSize is its bytes.
+const ReservationNoticeSize = 64
+
+func (n *ReservationNotice) layout(l layout) {
+	kind := uint8(n.Kind)
+	l.u64(0, &n.Count)
+	l.u8(8, &kind)
+	l.u8(9, &n.More)
+	l.u32(12, &n.NSID)
+	n.Kind = NoticeKind(kind)
+}
+
+// Append appends the page.
+func (n ReservationNotice) Append(b []byte) []byte {
+	start := len(b)
+	b = append(b, make([]byte, ReservationNoticeSize)...)
+	n.layout(layout{b[start:], true})
+	return b
+}
+
+// ParseReservationNotice reads ReservationNoticeSize bytes.
+func ParseReservationNotice(b []byte) (n ReservationNotice) {
+	n.layout(layout{b: b[:ReservationNoticeSize]})
+	return n
+}
+
 // ReservationStatus is what Report returns (Base 7.7), in its extended form, which
 // has identifiers of 128 bits:
 //
