@@ -40,10 +40,14 @@ func missing(name, remedy, format string, args ...any) check {
 type doctorReport struct {
 	OK     bool    `json:"ok"`
 	Checks []check `json:"checks"`
+
+	// what the machine can do when all is well.
+	what string
 }
 
 func newDoctor(a *app) *cobra.Command {
-	return &cobra.Command{
+	host := false
+	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this kernel and machine can do, and what is missing",
 		Long: `Look at the kernel, its modules, the privileges, the disks and the daemon, and
@@ -53,24 +57,37 @@ say for each whether it is
   degraded  swapback works, but something is lost; the remedy says what to do
   missing   swapback cannot serve volumes here; the remedy says what to do
 
+With --host it looks at what this machine needs to use volumes of another one by
+NVMe/TCP, and at the connections that there are.
+
 Nothing is changed and the daemon need not run. The exit code is 1 when
 something is missing. Run it as root to see everything.`,
 		Example: `  swapback doctor
+  swapback doctor --host
   swapback doctor --json`,
 		Args:              args(cobra.NoArgs),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			m := thisMachine()
+			if host {
+				return tellReport(a, doctorReport{Checks: m.examineHost(), what: "use volumes of other machines here"})
+			}
 			c := a.client()
 			defer c.Close()
-			m := thisMachine()
 			m.daemon = c.Info
 			return runDoctor(cmd.Context(), a, m)
 		},
 	}
+	cmd.Flags().BoolVar(&host, "host", false, "look at this machine as one that uses volumes of another")
+	return cmd
 }
 
 func runDoctor(ctx context.Context, a *app, m *machine) error {
-	report := doctorReport{OK: true, Checks: m.examine(ctx)}
+	return tellReport(a, doctorReport{Checks: m.examine(ctx), what: "serve volumes on this machine"})
+}
+
+func tellReport(a *app, report doctorReport) error {
+	report.OK = true
 	var lacking []string
 	for _, c := range report.Checks {
 		if c.Status == checkMissing {
@@ -98,10 +115,10 @@ func writeDoctor(w io.Writer, report doctorReport) {
 		}
 	}
 	if report.OK {
-		fmt.Fprintln(w, "\nswapback can serve volumes on this machine")
+		fmt.Fprintf(w, "\nswapback can %s\n", report.what)
 		return
 	}
-	fmt.Fprintln(w, "\nswapback cannot serve volumes on this machine yet; see what is missing")
+	fmt.Fprintf(w, "\nswapback cannot %s yet; see what is missing\n", report.what)
 }
 
 // wrap breaks a text at blanks into lines of at most width bytes, where it can.
