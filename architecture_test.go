@@ -21,7 +21,7 @@ const module = "github.com/swapback/swapback"
 var rooms = map[string][]string{
 	"cmd/swapback":       {"api", "backup", "hostagent", "holders", "ublk", "dmswap", "dmswap/dm", "version"},
 	"cmd/swapback-agent": {"api", "backup", "hostagent", "holders", "version"},
-	"cmd/swapbackd":      {"api", "volume", "ublk", "nvmeof", "version"},
+	"cmd/swapbackd":      {"api", "volume", "holders", "ublk", "nvmeof", "version"},
 	"hostagent":          {"api", "backup", "failpoint", "holders", "version"},
 	"volume":             {"api", "dmswap", "dmswap/dm", "failpoint", "ublk", "nvmeof", "holders", "version"},
 	"dmswap":             {"dmswap/dm", "failpoint"},

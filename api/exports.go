@@ -20,6 +20,9 @@ type Export struct {
 	Serving      bool     `json:"serving" doc:"whether hosts can connect now"`
 	Error        string   `json:"error,omitempty" doc:"why they can't"`
 	Listen       []string `json:"listen" doc:"addresses that the daemon listens on"`
+	// Addresses are those that hosts can use: of one that stands for all of the machine's
+	// there are those in its place.
+	Addresses []string `json:"addresses" doc:"addresses, IP:PORT, by which hosts reach it"`
 	// Connect has a command line for each address, to be run on a host.
 	Connect   []string        `json:"connect" doc:"what a host runs to connect, for each address"`
 	Connected []ConnectedHost `json:"connected" doc:"hosts that are connected now"`

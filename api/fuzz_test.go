@@ -170,7 +170,7 @@ func FuzzHandler(f *testing.F) {
 		"GET /v1/volumes?pool=tank", "GET /v1/volumes/tank%2fdb", "DELETE /v1/volumes/db?force=1", "POST /v1/volumes/db/detach",
 		"DELETE /v1/volumes/db/quarantine", "GET /v1/volumes/db/holders", "GET /metrics", "GET /openapi.json", "GET /docs",
 		`POST /v1/pools {"name":"p","disks":["/dev/x"],"extent_size":65536,"force":true}`,
-		`POST /v1/volumes {"pool":"p","name":"v","size":4096,"stripes":2,"stripe_size":4096,"zero":true,"detached":true}`,
+		`POST /v1/volumes {"pool":"p","name":"v","size":4096,"stripes":2,"stripe_size":4096,"zero":true,"detached":true,"like":"db"}`,
 		`POST /v1/volumes/db/grow {"size":1e6}`,
 		`POST /v1/volumes/db/attach {"read_only":true,"device":3}`,
 		`POST /v1/volumes/db/quarantine {"reason":"r","time":"2026-11-25T00:00:00Z","job":"j","exit_code":3,"generation":4}`,
@@ -178,8 +178,8 @@ func FuzzHandler(f *testing.F) {
 		"GET /v1/exports", "GET /v1/volumes/db/export", "DELETE /v1/volumes/db/export?force=true",
 		`POST /v1/volumes/db/export {"hosts":["nqn.2014-08.org.nvmexpress:uuid:x"],"authenticate":true}`,
 		`PATCH /v1/volumes/db/export {"allow":["nqn.2014-08.org:a"],"deny":["nqn.2014-08.org:b"],"authenticate":false}`,
-		`POST /v1/swaps {"pairs":[{"a":"a","b":"b","expect_a":1,"expect_b":2}],"busy":"refuse","hold_for":2.5,"allow_holders":true}`,
-		`POST /v1/snapshots {"volumes":["a","b"],"cow_size":1048576}`,
+		`POST /v1/swaps {"pairs":[{"a":"a","b":"b","expect_a":1,"expect_b":2}],"busy":"refuse","hold_for":2.5,"allow_holders":true,"released":["nqn.2014-08.org:a"]}`,
+		`POST /v1/snapshots {"volumes":["a","b"],"cow_size":1048576,"to_hosts":true}`,
 		`POST /v1/snapshots {"volumes":null}`, `POST /v1/swaps [[[[[[`, `POST /v1/volumes//grow {}`, `GET /v1/volumes/..%2f..%2fetc`,
 	} {
 		line, body, _ := strings.Cut(s, " {")

@@ -7,7 +7,11 @@
 // are seconds.
 package api
 
-import "time"
+import (
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+)
 
 // DefaultSocket is where swapbackd listens and where the client looks when
 // neither a flag nor the environment names another place.
@@ -27,6 +31,14 @@ type Info struct {
 	Pools        []string `json:"pools" doc:"names of the pools that are open"`
 	// Failed lists pools that were found but could not be opened, and why.
 	Failed []FailedPool `json:"failed_pools,omitempty" doc:"pools that were found but could not be opened"`
+	// Caller is nil for a client of the daemon's own machine.
+	Caller *Caller `json:"caller,omitempty" doc:"who asks, when that is a client from afar"`
+}
+
+// Caller is a client from afar, as the daemon knows it.
+type Caller struct {
+	Name  string   `json:"name"`
+	Hosts []string `json:"hosts" doc:"names (NQN) of the NVMe hosts that it speaks for"`
 }
 
 // FailedPool is a pool that the daemon found but did not open.
@@ -209,6 +221,8 @@ type CreateVolumeRequest struct {
 	StripeSize int64  `json:"stripe_size,omitempty" minimum:"0" maximum:"1073741824" doc:"bytes; default 64 KiB"`
 	Zero       bool   `json:"zero,omitempty" doc:"write zeroes over the whole volume"`
 	Detached   bool   `json:"detached,omitempty" doc:"do not serve it yet"`
+	// Like has the hosts of another volume use this one, too.
+	Like string `json:"like,omitempty" maxLength:"129" doc:"a volume that is exported: the new one is exported to the same hosts, on the same terms"`
 }
 
 // GrowRequest gives a volume a new size.
@@ -252,6 +266,15 @@ type SwapRequest struct {
 	// called off and held I/O goes on against the old positions.
 	HoldFor      float64 `json:"hold_for,omitempty" minimum:"0" maximum:"3600" doc:"seconds; default that of the daemon, 10"`
 	AllowHolders bool    `json:"allow_holders,omitempty" doc:"swap although somebody holds a device open"`
+	// Released are hosts that may stay connected: the caller answers for it that nothing
+	// there uses the volumes, or keeps pages of them, before the swap has ended. A client
+	// from afar may name those that it speaks for.
+	Released []string `json:"released,omitempty" maxItems:"256" doc:"names (NQN) of hosts that do not count as holders although they are connected: the caller has seen to it that nothing there uses the volumes"`
+}
+
+// TransformSchema bounds the names of the hosts.
+func (SwapRequest) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
+	return boundHosts(s, "released")
 }
 
 // SwapPair is two volumes of one pool.
@@ -303,6 +326,9 @@ type SwappedPair struct {
 type SnapshotRequest struct {
 	Volumes []string `json:"volumes" minItems:"1" nullable:"false" maxItems:"64"`
 	COWSize int64    `json:"cow_size,omitempty" minimum:"0" maximum:"1152921504606846976" doc:"bytes for old data per volume; default: the volume's size, at most half of what is free"`
+	// ToHosts has the hosts that an exported volume is for see its snapshot, too, as
+	// a read-only NVMe namespace.
+	ToHosts bool `json:"to_hosts,omitempty" doc:"serve the snapshot of a volume that is exported to the volume's hosts, too"`
 }
 
 // Snapshot is an instant of some volumes, readable as block devices. It lives
@@ -314,10 +340,13 @@ type Snapshot struct {
 
 // SnapshotVolume is one volume in a snapshot.
 type SnapshotVolume struct {
-	Volume  Volume  `json:"volume" doc:"the volume as it was at the instant"`
-	Device  string  `json:"device" doc:"read-only block device with the content of the instant"`
-	COWSize int64   `json:"cow_size" doc:"bytes of old data that the snapshot has room for"`
-	Changes Changes `json:"changes" doc:"what has changed since the last backup"`
+	Volume Volume `json:"volume" doc:"the volume as it was at the instant"`
+	Device string `json:"device" doc:"read-only block device with the content of the instant"`
+	// NamespaceUUID is empty unless it was asked for and the volume is exported. A host
+	// sees the namespace some time after the answer.
+	NamespaceUUID string  `json:"namespace_uuid,omitempty" doc:"identity of the read-only NVMe namespace that hosts of the volume see the snapshot as"`
+	COWSize       int64   `json:"cow_size" doc:"bytes of old data that the snapshot has room for"`
+	Changes       Changes `json:"changes" doc:"what has changed since the last backup"`
 }
 
 // Changes are what of a volume has changed between a backup and the instant of a
@@ -340,6 +369,7 @@ type Holder struct {
 	PID     int    `json:"pid,omitempty"`
 	Command string `json:"command,omitempty"`
 	Detail  string `json:"detail" doc:"mount point, holding device, open path, or connected host"`
+	Host    string `json:"host,omitempty" doc:"name (NQN) of a connected host"`
 }
 
 func (h Holder) String() string { return h.Detail }

@@ -133,6 +133,8 @@ type VolumeSpec struct {
 	Zero bool
 	// Attached is the attribute's first value, see [VolumeAttrs].
 	Attached bool
+	// Export has other hosts use the volume from its beginning; nil: none may.
+	Export *Export
 }
 
 // VolumeAttrs are what [Pool.SetVolume] can change.

@@ -65,7 +65,12 @@ func (p *Pool) createVolume(ctx context.Context, spec VolumeSpec) (VolumeInfo, e
 	if err := spec.normalise(p.place().extentSize, len(p.place().members)); err != nil {
 		return VolumeInfo{}, err
 	}
-	v := volumeRecord{UUID: spec.UUID, Name: spec.Name, Size: spec.Size, Created: time.Now().UTC(), DeviceNumber: -1, Attached: spec.Attached}
+	if spec.Export != nil {
+		if err := spec.Export.check(); err != nil {
+			return VolumeInfo{}, errf(ErrInvalid, "name each host once, by its NQN", "volume %s: %v", spec.Name, err)
+		}
+	}
+	v := volumeRecord{UUID: spec.UUID, Name: spec.Name, Size: spec.Size, Created: time.Now().UTC(), DeviceNumber: -1, Attached: spec.Attached, Export: spec.Export.clone()}
 	if v.UUID == "" {
 		v.UUID = NewUUID()
 	}

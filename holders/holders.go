@@ -63,6 +63,10 @@ type Finder struct {
 	// be off while the caller itself holds an [Exclusive] open.
 	Probe bool
 
+	// Passing are names of processes, besides those of udev, that let go of a device
+	// by themselves before long: Lasting and Claim wait for them.
+	Passing []string
+
 	// Tests replace these: device nodes and loop devices need privileges.
 	stat        func(path string) (devno, bool, error)
 	loopBacking func(path string) (devno, error)

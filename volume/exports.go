@@ -142,7 +142,7 @@ func (c *Controller) DeleteExport(ctx context.Context, ref string, force bool) e
 		return err
 	}
 	if !force {
-		if err := c.refuseHosts(t); err != nil {
+		if err := c.refuseHosts(nil, t); err != nil {
 			return err
 		}
 	}

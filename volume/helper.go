@@ -21,7 +21,7 @@ import (
 type Helper interface {
 	// PID is the process, which is no holder of the devices.
 	PID() int
-	// WriteBack and CheckAllCoherent have the functions of these names done. They
+	// WriteBack and CheckAllCoherent have the functions of these names in package pagecache done. They
 	// return when ctx ends, whatever becomes of the helper, which is of no use
 	// then.
 	WriteBack(ctx context.Context) (lost []error, err error)
@@ -58,5 +58,5 @@ func (c *Controller) endHelper(h Helper) {
 func (c *Controller) finder() holders.Finder {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return holders.Finder{Ignore: append([]int{os.Getpid()}, c.helpers...)}
+	return holders.Finder{Ignore: append([]int{os.Getpid()}, c.helpers...), Passing: []string{HelperName}}
 }

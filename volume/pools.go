@@ -82,7 +82,7 @@ func (c *Controller) DeletePool(ctx context.Context, ref string, force bool) err
 	if err := c.refuseHolders(ctx, unmountFirst, exports...); err != nil {
 		return err
 	}
-	if err := c.refuseHosts(targets...); err != nil {
+	if err := c.refuseHosts(nil, targets...); err != nil {
 		return err
 	}
 	for _, t := range targets {

@@ -2,15 +2,9 @@ package volume
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"slices"
-	"strings"
-	"time"
 
 	"github.com/swapback/swapback/api"
-	"github.com/swapback/swapback/holders"
 )
 
 // preflight makes sure that nobody would see the contents change under his
@@ -50,7 +44,7 @@ func (s *swap) preflight(ctx context.Context) error {
 			return err
 		}
 	}
-	s.held = append(s.held, s.c.hostsOf(s.targets...)...)
+	s.held = append(s.held, s.c.hostsOf(s.req.Released, s.targets...)...)
 	if len(s.held) > 0 && !s.req.AllowHolders {
 		e := &api.Error{
 			Code: api.CodeInUse, Message: "swap refused: a device is in use",
@@ -58,6 +52,9 @@ func (s *swap) preflight(ctx context.Context) error {
 		}
 		e.Holders = s.held
 		return e
+	}
+	if len(s.req.Released) > 0 {
+		s.c.log.Info("hosts released for a swap", "hosts", s.req.Released)
 	}
 	if len(paths) == 0 {
 		return nil
@@ -148,7 +145,7 @@ func (s *swap) closeHelper() {
 	}
 }
 
-// emptyCaches is [WriteBack] of the served devices.
+// emptyCaches is [pagecache.WriteBack] of the served devices.
 func (s *swap) emptyCaches(ctx context.Context) (lost []error, err error) {
 	ctx, cancel := s.whileServed(ctx)
 	defer cancel()
@@ -177,62 +174,17 @@ func (s *swap) failedContent(target int) bool {
 	return target%2 == 0 && s.req.Pairs[target/2].Quarantine != nil
 }
 
-// patience bounds the wait for those who go by themselves: udev, which opens a
-// device for a moment whenever somebody who wrote to it has closed it, and the
-// helper of a daemon that was killed in a swap.
-const (
-	patience     = 2 * time.Second
-	passingPause = 50 * time.Millisecond
-)
-
 // findHolders opens the devices exclusively and names whoever else holds one.
 // The open files are kept through the swap: nobody can mount a device before
 // it has ended.
 func (s *swap) findHolders(ctx context.Context, paths []string) error {
-	for start := time.Now(); ; {
-		s.closeGuards()
-		var claimants []holders.Holder
-		claimed := map[string]bool{} // by somebody else
-		for _, path := range paths {
-			f, err := holders.Exclusive(path)
-			if errors.Is(err, holders.ErrInUse) {
-				claimed[path] = true
-				f, err = os.Open(path)
-			}
-			if err != nil {
-				return fmt.Errorf("swap: %w", err)
-			}
-			s.guards = append(s.guards, f)
-		}
-		finder := s.c.finder()
-		found, err := finder.Find(ctx, paths...)
-		if err != nil {
-			return fmt.Errorf("swap: who holds %s: %w", strings.Join(paths, ", "), err)
-		}
-		for path := range claimed {
-			// One who is found by name says more than that there is somebody.
-			if len(found) == 0 {
-				claimants = append(claimants, holders.Holder{Kind: holders.KindExclusive, Device: path, Detail: "claimed by somebody (a mount, swap space, or a device on top)"})
-			}
-		}
-		found = append(found, claimants...)
-		if !onlyPassing(found) || time.Since(start) > patience {
-			s.held = apiHolders(found)
-			return nil
-		}
-		time.Sleep(passingPause)
+	finder := s.c.finder()
+	guards, found, err := finder.Claim(ctx, paths...)
+	if err != nil {
+		return fmt.Errorf("swap: %w", err)
 	}
-}
-
-// onlyPassing tells whether there are holders and all of them go by themselves.
-func onlyPassing(list []holders.Holder) bool {
-	passing := []string{"(udev-worker)", "systemd-udevd", HelperName}
-	for _, h := range list {
-		if h.Kind != holders.KindProcess || !slices.Contains(passing, h.Command) {
-			return false
-		}
-	}
-	return len(list) > 0
+	s.guards, s.held = guards, apiHolders(found)
+	return nil
 }
 
 func (s *swap) closeGuards() {

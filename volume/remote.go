@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,7 +22,8 @@ import (
 )
 
 // remote is a volume as other hosts see it: a subsystem of its own, so that it has hosts
-// of its own, with one namespace on the volume's device.
+// of its own, with one namespace on the volume's device, and one for each snapshot that is
+// shown to them.
 type remote struct {
 	name    string // POOL/VOLUME, for messages
 	subsys  *nvmeof.Subsystem
@@ -32,9 +34,12 @@ type remote struct {
 	// authenticate is [dmswap.Export].Authenticate.
 	authenticate atomic.Bool
 	failed       error // why a volume that should be served is not; then there is nothing of the above but name
+
+	naming sync.Mutex
+	named  uint32 // identifier that the last snapshot got, 0 before the first
 }
 
-// remoteNamespace is the identifier of a subsystem's only namespace, and remoteGroup that
+// remoteNamespace is the identifier of the volume's namespace, and remoteGroup that
 // of its ANA group.
 const (
 	remoteNamespace = 1
@@ -208,28 +213,47 @@ func (r *remote) unsuited(p *dmswap.Pool, under *dmswap.Position) error {
 	return nil
 }
 
-// holders are the hosts that are connected. What they do there we can't see: each counts
-// as one who uses the volume.
-func (r *remote) holders() (list []api.Holder) {
-	for _, c := range r.subsys.Connected() {
-		list = append(list, api.Holder{Kind: "nvme", Device: r.name, Detail: fmt.Sprintf("host %s, connected from %s", c.Host, c.Peer)})
+// holders are the hosts that are connected, but for those that somebody has released. What
+// they do there we can't see: each counts as one who uses the volume.
+func (r *remote) holders(released ...string) []api.Holder {
+	return holdersAmong(r.name, r.subsys.Connected(), released)
+}
+
+func holdersAmong(volume string, connected []nvmeof.Connected, released []string) (list []api.Holder) {
+	// Who has released a host has done so on one machine. Another of the same name, as one
+	// made from a copy of its disk is, it knows nothing of.
+	machines := map[string][][16]byte{}
+	for _, c := range connected {
+		if !slices.Contains(machines[c.Host], c.HostID) {
+			machines[c.Host] = append(machines[c.Host], c.HostID)
+		}
+	}
+	for _, c := range connected {
+		detail := fmt.Sprintf("host %s, connected from %s", c.Host, c.Peer)
+		if slices.Contains(released, c.Host) {
+			if len(machines[c.Host]) == 1 {
+				continue
+			}
+			detail += ", a name that machines with different host identifiers have"
+		}
+		list = append(list, api.Holder{Kind: "nvme", Device: volume, Host: c.Host, Detail: detail})
 	}
 	return list
 }
 
-// hostsOf are the hosts that are connected to any of the volumes.
-func (c *Controller) hostsOf(targets ...target) (list []api.Holder) {
+// hostsOf are the hosts that are connected to any of the volumes, but for those released.
+func (c *Controller) hostsOf(released []string, targets ...target) (list []api.Holder) {
 	for _, t := range targets {
 		if r := c.door(t); r != nil {
-			list = append(list, r.holders()...)
+			list = append(list, r.holders(released...)...)
 		}
 	}
 	return list
 }
 
-// refuseHosts returns an error that names the hosts that are connected.
-func (c *Controller) refuseHosts(targets ...target) error {
-	list := c.hostsOf(targets...)
+// refuseHosts returns an error that names the hosts that are connected and not released.
+func (c *Controller) refuseHosts(released []string, targets ...target) error {
+	list := c.hostsOf(released, targets...)
 	if len(list) == 0 {
 		return nil
 	}
@@ -244,7 +268,7 @@ func (c *Controller) describeRemote(t target) api.Export {
 	e := api.Export{
 		Volume: t.String(), NQN: nqnOf(t.uuid()), UUID: t.uuid(), Serial: serialOf(t.uuid()), Size: t.info.Size, ReadOnly: t.readOnly(),
 		Hosts: t.info.Export.Hosts, Authenticate: t.info.Export.Authenticate,
-		Listen: []string{}, Connect: []string{}, Connected: []api.ConnectedHost{},
+		Listen: []string{}, Addresses: []string{}, Connect: []string{}, Connected: []api.ConnectedHost{},
 	}
 	c.mu.Lock()
 	reservations := c.reservations[t.uuid()]
@@ -255,6 +279,9 @@ func (c *Controller) describeRemote(t target) api.Export {
 		return e
 	}
 	e.Listen = c.nvme.addresses()
+	if a := reachable(e.Listen); a != nil {
+		e.Addresses = a
+	}
 	e.Connect = connectLines(e.Listen, e.NQN, e.Authenticate)
 	switch r := c.remote(t); {
 	case r == nil:

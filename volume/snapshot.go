@@ -59,14 +59,31 @@ func (c *Controller) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) 
 		snap.Volumes = append(snap.Volumes, s)
 	}
 	c.log.Info("snapshot opened", "volumes", names)
+	var hosts []*shown
 	end := func(ctx context.Context) error {
 		var errs []error
+		for _, s := range hosts {
+			errs = append(errs, s.hide(ctx))
+		}
 		for _, s := range open {
 			errs = append(errs, s.Close(ctx))
 			failpoint.Hit("snapshot close: closed")
 		}
 		c.log.Info("snapshot closed", "volumes", names)
 		return errors.Join(errs...)
+	}
+	for i, t := range targets {
+		r := c.door(t)
+		if r == nil || !req.ToHosts {
+			continue
+		}
+		s, err := r.show(open[i].Device())
+		if err != nil {
+			instant.void()
+			return api.Snapshot{}, nil, errors.Join(err, end(context.WithoutCancel(ctx)))
+		}
+		hosts = append(hosts, s)
+		snap.Volumes[i].NamespaceUUID = s.uuid.String()
 	}
 	return snap, end, nil
 }

@@ -267,7 +267,7 @@ func (s *swap) drain(ctx context.Context) error {
 	if s.req.AllowHolders {
 		return nil
 	}
-	return s.c.refuseHosts(s.targets...)
+	return s.c.refuseHosts(s.req.Released, s.targets...)
 }
 
 // collect fills the result from what the swap left behind.

@@ -47,6 +47,17 @@ func (c *Controller) CreateVolume(ctx context.Context, req api.CreateVolumeReque
 	if err != nil {
 		return api.Volume{}, err
 	}
+	var export *dmswap.Export
+	if req.Like != "" {
+		like, err := c.find(req.Like)
+		if err == nil {
+			err = mustBeExported(like)
+		}
+		if err != nil {
+			return api.Volume{}, err
+		}
+		export = like.info.Export
+	}
 	// Claimed before it is there: nobody comes between creating and attaching it.
 	uuid := c.claimNew(p)
 	defer func() {
@@ -56,8 +67,8 @@ func (c *Controller) CreateVolume(ctx context.Context, req api.CreateVolumeReque
 	}()
 	info, err := p.CreateVolume(ctx, dmswap.VolumeSpec{
 		UUID: uuid, Name: req.Name, Size: req.Size, Stripes: req.Stripes, StripeSize: req.StripeSize, Zero: req.Zero,
-		// One commit for both: a daemon that dies here serves it when it is back.
-		Attached: !req.Detached,
+		// One commit for all: a daemon that dies here serves it when it is back.
+		Attached: !req.Detached, Export: export,
 	})
 	if err != nil {
 		return api.Volume{}, fromPool(fmt.Sprintf("volume %s/%s not created", p.Info().Name, req.Name), err)
@@ -66,14 +77,24 @@ func (c *Controller) CreateVolume(ctx context.Context, req api.CreateVolumeReque
 	c.linkMapper(info.Device)
 	failpoint.Hit("create: in the pool")
 	c.log.Info("volume created", "volume", t.String(), "size", req.Size)
-	if req.Detached {
-		return c.describe(t), nil
+	if !req.Detached {
+		_, err = c.serve(ctx, t, -1, false)
 	}
-	if _, err := c.serve(ctx, t, -1, false); err != nil {
+	if err == nil {
+		err = c.serveRemote(ctx, t)
+	}
+	if err != nil {
 		// A volume that nobody has seen yet holds no data: all or nothing.
-		undo := p.DeleteVolume(context.WithoutCancel(ctx), t.uuid())
+		after := context.WithoutCancel(ctx)
+		undo := c.unserve(after, t)
+		if undo == nil {
+			undo = p.DeleteVolume(after, t.uuid())
+		}
+		c.forgetReservations(t)
+		c.forgetChanges(t)
 		return api.Volume{}, errors.Join(fmt.Errorf("volume %s not created: %w", t, err), undo)
 	}
+	failpoint.Hit("create: served")
 	return c.refreshed(t)
 }
 
@@ -91,7 +112,7 @@ func (c *Controller) DeleteVolume(ctx context.Context, ref string, force bool) e
 			Remedy:  "it is evidence of a failure; release it first, or delete it with --force",
 		}
 	}
-	if err := c.refuseHosts(t); err != nil {
+	if err := c.refuseHosts(nil, t); err != nil {
 		return err
 	}
 	// It stays marked as attached and exported: a daemon that dies here serves it again.
@@ -321,12 +342,7 @@ func (c *Controller) holdersOf(ctx context.Context, paths ...string) ([]holders.
 	finder := c.finder()
 	// Somebody whom no table of the kernel names can still have claimed it.
 	finder.Probe = true
-	for start := time.Now(); ; time.Sleep(passingPause) {
-		found, err := finder.Find(ctx, paths...)
-		if err != nil || !onlyPassing(found) || time.Since(start) > patience {
-			return found, err
-		}
-	}
+	return finder.Lasting(ctx, paths...)
 }
 
 // Holders implements [api.Service].
@@ -335,7 +351,7 @@ func (c *Controller) Holders(ctx context.Context, ref string) ([]api.Holder, err
 	if err != nil {
 		return nil, err
 	}
-	hosts := append([]api.Holder{}, c.hostsOf(t)...)
+	hosts := append([]api.Holder{}, c.hostsOf(nil, t)...)
 	e := c.export(t)
 	if e == nil || e.dev == nil {
 		return hosts, nil

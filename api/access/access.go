@@ -6,11 +6,14 @@
 //
 //	swapback-access 1                    the first statement: the format's version
 //	allow CLIENT RIGHT[,RIGHT…] VOLUME…  a client may do something with volumes
+//	host CLIENT NQN…                     a client speaks for hosts: when it says that nothing
+//	                                     there uses a volume, that is so
 //	revoke name CLIENT                   all certificates of a client are refused
 //	revoke serial HEX                    the certificate with a serial number is
 //	revoke sha256 HEX                    the certificate with a fingerprint is
 //
-// CLIENT is the name in a certificate, '*' does not stand for any. VOLUME is
+// CLIENT is the name in a certificate, '*' does not stand for any. NQN is the name of an
+// NVMe host; nothing stands for several. VOLUME is
 // POOL/NAME, in which '*' stands for any run of characters on its side of the
 // slash, or '*' alone for all volumes of all pools, those to come included.
 // Statements add up, in any order; nothing takes a right away but a revocation, which
@@ -45,7 +48,8 @@ var Rights = []Right{List, Backup, Swap, Manage, Metrics, Admin}
 // Table is what a file says. It does not change, and is safe for concurrent use.
 type Table struct {
 	grants  map[string][]grant
-	names   map[string]bool // revoked
+	hosts   map[string][]string // by client
+	names   map[string]bool     // revoked
 	serials map[string]bool
 	prints  map[string]bool
 }
@@ -132,6 +136,12 @@ func (t *Table) Clients() []string {
 	slices.Sort(list)
 	return list
 }
+
+// SpeaksFor tells whether a client speaks for a host.
+func (t *Table) SpeaksFor(client, nqn string) bool { return slices.Contains(t.hosts[client], nqn) }
+
+// Hosts lists those that a client speaks for.
+func (t *Table) Hosts(client string) []string { return append([]string{}, t.hosts[client]...) }
 
 // NameRevoked tells whether all certificates of a client are refused.
 func (t *Table) NameRevoked(client string) bool { return t.names[client] }

@@ -144,6 +144,13 @@ func TestMistakes(t *testing.T) {
 		head + "allow host1 list\u00a0*":                              "want: allow",
 		head + "allow host1\u202e list *":                             "control character",
 		head + "allow host1 list \xff":                                "UTF-8",
+		head + "host host1":                                           "want: host",
+		head + "host * nqn.2014-08.org.nvmexpress:uuid:a":             "client name",
+		head + "host host1 a":                                         "want its NQN",
+		head + "host host1 nqn.2014-08.org.x*":                        "want its NQN",
+		head + "host host1 nqn.2014-8.org.x":                          "want its NQN",
+		head + "host host1 nqn.2014-08.org.x,nqn.2014-08.org.y":       "want its NQN",
+		head + "host host1 nqn.2014-08." + strings.Repeat("a", 220):   "want its NQN",
 		head + "revoke host1":                                         "want: revoke",
 		head + "revoke name host1 host2":                              "want: revoke",
 		head + "revoke host host1":                                    "unknown word",
@@ -166,6 +173,36 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// TestHosts: a client speaks for the hosts that are named, and has no right by that.
+func TestHosts(t *testing.T) {
+	const a, b = "nqn.2014-08.org.nvmexpress:uuid:1b4e28ba-2fa1-11d2-883f-0016d3cca427", "nqn.2020-01.org.example:b"
+	table := parse(t, Header+"\nhost host1 "+a+" "+b+"\nhost host1 "+a+" # twice\nhost host2 "+b+"\n")
+	for _, tt := range []struct {
+		client, nqn string
+		want        bool
+	}{
+		{"host1", a, true}, {"host1", b, true}, {"host2", b, true}, {"host2", a, false}, {"host3", b, false}, {"", b, false},
+		{"host1", strings.ToUpper(a), false}, {"host1", a[:len(a)-1], false}, {"host1", "", false}, {"host1", "*", false},
+	} {
+		if got := table.SpeaksFor(tt.client, tt.nqn); got != tt.want {
+			t.Errorf("%s speaks for %s: %v", tt.client, tt.nqn, got)
+		}
+	}
+	if got := table.Hosts("host1"); len(got) != 2 || got[0] != a || got[1] != b {
+		t.Errorf("host1 speaks for %q", got)
+	}
+	if got := table.Hosts("nobody"); got == nil || len(got) != 0 {
+		t.Errorf("nobody speaks for %#v", got)
+	}
+	if table.Has("host1", List) || len(table.Clients()) != 0 {
+		t.Error("who speaks for a host has a right")
+	}
+	text, err := Add([]byte(Header), Host("host1", []string{a, b}), "")
+	if err != nil || !parse(t, string(text)).SpeaksFor("host1", b) {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
 func TestAdd(t *testing.T) {
 	text, err := Add([]byte(Header), Allow("host1", []Right{List, Swap}, []string{"tank/db", "tank/x*"}), "why")
 	if err != nil || string(text) != "swapback-access 1\nallow host1 list,swap tank/db tank/x*  # why\n" {
@@ -185,6 +222,7 @@ func TestAdd(t *testing.T) {
 // allows nobody anything that no line says, and a line that is added is read back.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("swapback-access 1\nallow host1 list,backup tank/db tank/*\nrevoke name host2\n"))
+	f.Add([]byte("swapback-access 1\nallow a list *\nhost a nqn.2014-08.org.nvmexpress:uuid:x nqn.2020-01.org.example:b\n"))
 	f.Add([]byte("# x\nswapback-access 1 # y\n\trevoke serial 0aF\nallow a admin *\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		table, err := Parse(text)
@@ -197,6 +235,13 @@ func FuzzParse(f *testing.F) {
 		}
 		if table.Has("nobody-of-these", List) && !strings.Contains(string(text), "nobody-of-these") {
 			t.Error("somebody else has a right")
+		}
+		for client, hosts := range table.hosts {
+			for _, nqn := range hosts {
+				if !strings.Contains(string(text), nqn) || CheckHost(nqn) != nil || !table.SpeaksFor(client, nqn) || table.SpeaksFor(client+"x", nqn) && !strings.Contains(string(text), client+"x") {
+					t.Errorf("%q speaks for %q", client, nqn)
+				}
+			}
 		}
 		for _, c := range table.Clients() {
 			if !strings.Contains(string(text), c) {

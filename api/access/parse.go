@@ -3,6 +3,7 @@ package access
 import (
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -19,6 +20,7 @@ const (
 	maxLine       = 4096    // bytes of a line
 	maxStatements = 10000
 	maxPattern    = 129 // POOL/NAME
+	maxHost       = 223
 )
 
 // Mistake is why a file is refused.
@@ -32,7 +34,7 @@ func (m *Mistake) Error() string { return fmt.Sprintf("line %d: %s", m.Line, m.P
 // Parse reads the text of a file. What it does not know it refuses with a
 // [*Mistake]: a right that is misspelt, or a revocation, must not be passed over.
 func Parse(text []byte) (*Table, error) {
-	t := &Table{grants: map[string][]grant{}, names: map[string]bool{}, serials: map[string]bool{}, prints: map[string]bool{}}
+	t := &Table{grants: map[string][]grant{}, hosts: map[string][]string{}, names: map[string]bool{}, serials: map[string]bool{}, prints: map[string]bool{}}
 	if len(text) > maxText {
 		return nil, &Mistake{1, fmt.Sprintf("the file has more than %d bytes", maxText)}
 	}
@@ -88,10 +90,43 @@ func (t *Table) add(words []string) error {
 	switch words[0] {
 	case "allow":
 		return t.allow(words[1:])
+	case "host":
+		return t.host(words[1:])
 	case "revoke":
 		return t.revoke(words[1:])
 	}
-	return fmt.Errorf("unknown word %.40q, want allow or revoke", words[0])
+	return fmt.Errorf("unknown word %.40q, want allow, host or revoke", words[0])
+}
+
+func (t *Table) host(words []string) error {
+	if len(words) < 2 {
+		return fmt.Errorf("want: host CLIENT NQN…")
+	}
+	client := words[0]
+	if err := certs.CheckName(client); err != nil {
+		return err
+	}
+	for _, nqn := range words[1:] {
+		if err := CheckHost(nqn); err != nil {
+			return err
+		}
+		if !slices.Contains(t.hosts[client], nqn) {
+			t.hosts[client] = append(t.hosts[client], nqn)
+		}
+	}
+	return nil
+}
+
+// hostForm is that of an NVMe qualified name (NVM Express Base 4.5), in characters that
+// neither this file nor a shell takes for anything else.
+var hostForm = regexp.MustCompile(`^nqn\.[0-9]{4}-[0-9]{2}\.[A-Za-z0-9._:+/@-]+$`)
+
+// CheckHost tells whether text can be the name of a host.
+func CheckHost(text string) error {
+	if len(text) > maxHost || !hostForm.MatchString(text) {
+		return fmt.Errorf("host %.240q: want its NQN, as in its /etc/nvme/hostnqn", text)
+	}
+	return nil
 }
 
 func (t *Table) allow(words []string) error {
@@ -194,6 +229,11 @@ func hexDigits(s string, low, high int) (string, bool) {
 // Allow is the statement that gives a client rights.
 func Allow(client string, rights []Right, volumes []string) string {
 	return "allow " + client + " " + Words(rights) + " " + strings.Join(volumes, " ")
+}
+
+// Host is the statement that has a client speak for hosts.
+func Host(client string, hosts []string) string {
+	return "host " + client + " " + strings.Join(hosts, " ")
 }
 
 // Add returns the text of a file with one more statement. It refuses a text that

@@ -65,7 +65,15 @@ func (c *call) permitted(operation string, right access.Right, objects ...string
 // to it is taken away, the connection goes. It is false when that has happened
 // since the request began.
 func (c *call) uses(right access.Right, pool, volume string) bool {
-	u := use{right, pool, volume}
+	return c.note(use{right: right, pool: pool, volume: volume})
+}
+
+// speaksFor notes that of a host for which the client speaks.
+func (c *call) speaksFor(nqn string) bool {
+	return c.table.SpeaksFor(c.name, nqn) && c.note(use{host: nqn})
+}
+
+func (c *call) note(u use) bool {
 	c.peer.mu.Lock()
 	c.peer.used = append(c.peer.used, u)
 	c.peer.mu.Unlock()

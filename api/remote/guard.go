@@ -212,6 +212,15 @@ func (g *guard) CreateVolume(ctx context.Context, req api.CreateVolumeRequest) (
 		return api.Volume{}, c.denied(operation, r.right, "volume "+in[0].Name+"/"+req.Name, in[0].Name+"/"+req.Name)
 	}
 	req.Pool = in[0].UUID
+	if req.Like != "" {
+		// Who may swap the two may show either content to these hosts anyway.
+		like, err := g.volume(ctx, c, operation+" with like", access.Swap, req.Like)
+		if err != nil {
+			return api.Volume{}, err
+		}
+		// What lay on the disks before may be others', and these hosts could read it.
+		req.Like, req.Zero = like.UUID, true
+	}
 	c.permitted(operation, r.right, in[0].Name+"/"+req.Name)
 	return bare(g.svc.CreateVolume(ctx, req))
 }
@@ -288,7 +297,17 @@ func (g *guard) Swap(ctx context.Context, req api.SwapRequest) (api.SwapResult, 
 			names = append(names, v.Pool+"/"+v.Name)
 		}
 	}
-	c.permitted(operation, right, names...)
+	for _, nqn := range req.Released {
+		if !c.speaksFor(nqn) {
+			e := &api.Error{
+				Code: api.CodeDenied, Message: fmt.Sprintf("client %s may not say that nothing on host %s uses a volume: it does not speak for it", c.name, nqn),
+				Remedy: fmt.Sprintf("whoever administers the storage machine lets it, in %s: %s", c.file, access.Host(c.name, []string{nqn})),
+			}
+			c.refuse(operation, e)
+			return api.SwapResult{}, e
+		}
+	}
+	c.permitted(operation, right, append(names, req.Released...)...)
 	return g.svc.Swap(ctx, req)
 }
 

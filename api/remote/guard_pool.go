@@ -23,6 +23,7 @@ func (g *guard) Info(ctx context.Context) (api.Info, error) {
 	if !c.table.MayAll(c.name, access.Admin) {
 		info.Failed = nil
 	}
+	info.Caller = &api.Caller{Name: c.name, Hosts: c.table.Hosts(c.name)}
 	return info, err
 }
 

@@ -30,9 +30,20 @@ type peer struct {
 type use struct {
 	right        access.Right
 	pool, volume string
+	host         string // that the client speaks for; then there is nothing else here
+}
+
+func (u use) String() string {
+	if u.host != "" {
+		return "the word for host " + u.host
+	}
+	return fmt.Sprintf("the right %s to %s/%s", u.right, u.pool, u.volume)
 }
 
 func (u use) allowed(t *access.Table, client string) bool {
+	if u.host != "" {
+		return t.SpeaksFor(client, u.host)
+	}
 	if u.volume == "*" {
 		return t.MayPool(client, u.right, u.pool)
 	}
@@ -91,5 +102,5 @@ func (st *state) lost(p *peer, chain []*x509.Certificate, now time.Time) string 
 	if i < 0 {
 		return ""
 	}
-	return fmt.Sprintf("the right %s to %s/%s, which it was using, is gone", p.used[i].right, p.used[i].pool, p.used[i].volume)
+	return fmt.Sprintf("%v, which it was using, is gone", p.used[i])
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -139,7 +141,13 @@ func (s *store) PoolMetadata(ctx context.Context, ref string) (api.PoolMetadata,
 
 func (s *store) CreateVolume(ctx context.Context, req api.CreateVolumeRequest) (api.Volume, error) {
 	p, err := s.Pool(ctx, req.Pool)
-	s.note("create-volume", p.Name+"/"+req.Name)
+	if req.Like == "" {
+		s.note("create-volume", p.Name+"/"+req.Name)
+	} else {
+		like, lerr := s.Volume(ctx, req.Like)
+		err = errors.Join(err, lerr)
+		s.note("create-volume", p.Name+"/"+req.Name, "like", like.Pool+"/"+like.Name, fmt.Sprint("zero:", req.Zero))
+	}
 	return api.Volume{Pool: p.Name, Name: req.Name, Device: "/dev/ublkb9"}, err
 }
 
@@ -219,7 +227,7 @@ func (s *store) Swap(ctx context.Context, req api.SwapRequest) (api.SwapResult, 
 		}
 		names = append(names, a.Pool+"/"+a.Name, b.Pool+"/"+b.Name)
 	}
-	s.note(append([]string{id}, names...)...)
+	s.note(append(append([]string{id}, names...), req.Released...)...)
 	return api.SwapResult{}, nil
 }
 

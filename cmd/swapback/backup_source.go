@@ -120,7 +120,7 @@ func checkNoHolder(ctx context.Context, path string) error {
 			e.Message += fmt.Sprintf(", and %d more", n)
 		}
 		for _, h := range found {
-			e.Holders = append(e.Holders, api.Holder(h))
+			e.Holders = append(e.Holders, api.Holder{Kind: h.Kind, Device: h.Device, PID: h.PID, Command: h.Command, Detail: h.Detail})
 		}
 		return e
 	}

@@ -118,6 +118,7 @@ const accessText = access.Header + `
 # anything. swapbackd reads this file again when it changes.
 #
 #   allow CLIENT RIGHT,RIGHT,... POOL/VOLUME ...     rights: list backup swap manage metrics admin
+#   host CLIENT NQN ...                              it speaks for these NVMe hosts
 #   revoke name CLIENT | revoke serial HEX | revoke sha256 HEX
 `
 
@@ -148,6 +149,7 @@ func runCertInit(a *app, dir string, days int, hosts []string) error {
 type certIssueOptions struct {
 	allow   string
 	volumes []string
+	hosts   []string
 	request string
 	out     string
 	days    int
@@ -173,9 +175,13 @@ With --allow the client may do something:
   admin    all of these, --force and --allow-holders; with POOL/* the pool too
 
 A recovery from afar takes list,backup,swap on the volume and on its spares, and
-manage where spares are to be created or attached. A volume is POOL/VOLUME, in
-which * stands for any characters.`,
-		Example: `  swapback cert issue host1 --allow list,backup,swap --volume tank/db,tank/db-spare
+manage where spares are to be created. A volume is POOL/VOLUME, in which *
+stands for any characters.
+
+With --host the client speaks for a machine that has the volumes by NVMe/TCP:
+when it says that nothing there uses a volume, a swap does not mind that machine.`,
+		Example: `  swapback cert issue host1 --allow list,backup,swap,manage --volume 'tank/db,tank/db-spare*' \
+    --host nqn.2014-08.org.nvmexpress:uuid:1b4e28ba-2fa1-11d2-883f-0016d3cca427
   swapback cert issue host2 --request host2.csr --allow list --volume 'tank/*'
   swapback cert issue prometheus --allow metrics --volume '*' --out /root/prometheus.pem --days 90`,
 		Args:              args(cobra.ExactArgs(1)),
@@ -185,6 +191,7 @@ which * stands for any characters.`,
 	f := cmd.Flags()
 	f.StringVar(&o.allow, "allow", "", "rights, with commas between them")
 	f.StringSliceVar(&o.volumes, "volume", nil, "volumes that they are for; repeatable")
+	f.StringSliceVar(&o.hosts, "host", nil, "NVMe host (NQN) that the client speaks for; repeatable")
 	f.StringVar(&o.request, "request", "", "file with the client's request for a certificate")
 	f.StringVar(&o.out, "out", "", "file to write (default CLIENT.pem)")
 	f.IntVar(&o.days, "days", 365, "how long the certificate is good for")
@@ -199,7 +206,7 @@ func runCertIssue(a *app, dir string, o certIssueOptions, name string) error {
 	if err := certs.CheckName(name); err != nil {
 		return usagef("%v", err)
 	}
-	statement := ""
+	var statements []string
 	if o.allow != "" || len(o.volumes) > 0 {
 		if o.allow == "" || len(o.volumes) == 0 {
 			return usagef("cert issue %s: --allow and --volume go together", name)
@@ -208,8 +215,13 @@ func runCertIssue(a *app, dir string, o certIssueOptions, name string) error {
 		if err != nil {
 			return usagef("--allow: %v", err)
 		}
-		statement = access.Allow(name, rights, o.volumes)
-		if _, err := access.Add([]byte(access.Header+"\n"), statement, ""); err != nil {
+		statements = append(statements, access.Allow(name, rights, o.volumes))
+	}
+	if len(o.hosts) > 0 {
+		statements = append(statements, access.Host(name, o.hosts))
+	}
+	for _, s := range statements {
+		if _, err := access.Add([]byte(access.Header+"\n"), s, ""); err != nil {
 			return usagef("cert issue %s: %v", name, mistake(err))
 		}
 	}
@@ -241,21 +253,21 @@ func runCertIssue(a *app, dir string, o certIssueOptions, name string) error {
 	if err != nil {
 		return certFailed(err)
 	}
-	if statement != "" {
-		if err := addStatement(path, text, statement, ""); err != nil {
+	if len(statements) > 0 {
+		if err := addStatement(path, text, strings.Join(statements, "\n"), ""); err != nil {
 			return certFailed(err)
 		}
 	}
 	j := describeCert(c)
-	j.File, j.Allowed = out, statement
+	j.File, j.Allowed = out, strings.Join(statements, "\n")
 	return a.print(j, func(w io.Writer) {
 		key := ", with its key"
 		if o.request != "" {
 			key = ""
 		}
 		fmt.Fprintf(w, "certificate %s for %s, good until %s%s: %s\n", j.Serial, name, a.time(c.NotAfter), key, out)
-		if statement != "" {
-			fmt.Fprintf(w, "%s says: %s\n", path, statement)
+		for _, s := range statements {
+			fmt.Fprintf(w, "%s says: %s\n", path, s)
 		}
 	})
 }

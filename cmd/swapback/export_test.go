@@ -22,7 +22,7 @@ func exportOf(name string) api.Export {
 	nqn := "nqn.2014-08.org.nvmexpress:uuid:" + uuid
 	return api.Export{
 		Volume: "tank/" + name, NQN: nqn, UUID: uuid, Serial: "33333333000040008000", Size: 1 << 30, Hosts: []string{hostOne, hostTwo},
-		Serving: true, Listen: []string{"192.0.2.1:4420"}, Connect: []string{"nvme connect -t tcp -a 192.0.2.1 -s 4420 -n " + nqn},
+		Serving: true, Listen: []string{"192.0.2.1:4420"}, Addresses: []string{"192.0.2.1:4420"}, Connect: []string{"nvme connect -t tcp -a 192.0.2.1 -s 4420 -n " + nqn},
 		Connected: []api.ConnectedHost{{Host: hostOne, HostID: "11111111-2222-3333-4444-555555555555", Controller: 7, Address: "192.0.2.7:40000", Queues: 4}},
 		IO:        &api.IOStats{Reads: 100, ReadBytes: 1 << 20, Writes: 50, WriteBytes: 3 << 19, Flushes: 7, Held: 3},
 		Reservations: &api.Reservations{Type: "write-exclusive", Persist: true, Registrants: []api.Registrant{

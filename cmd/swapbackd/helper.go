@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/swapback/swapback/holders/pagecache"
 	"github.com/swapback/swapback/volume"
 )
 
@@ -191,13 +192,13 @@ func helperMain(args []string) int {
 		case askEnd:
 			return 0
 		case askWriteBack:
-			lost, err := volume.WriteBack(ctx, devices)
+			lost, err := pagecache.WriteBack(ctx, devices)
 			a.Error = text(err)
 			for _, err := range lost {
 				a.Lost = append(a.Lost, text(err))
 			}
 		case askCoherent:
-			a.Error = text(volume.CheckAllCoherent(ctx, devices))
+			a.Error = text(pagecache.CheckAllCoherent(ctx, devices))
 		}
 		if err := out.Encode(a); err != nil {
 			break

@@ -3,6 +3,7 @@
 package crash
 
 import (
+	"context"
 	"slices"
 	"testing"
 
@@ -56,6 +57,38 @@ func exportScenarios(t *testing.T) []*scenario {
 					b.must(remove(b))
 				}
 			},
+		},
+		{
+			// A snapshot that hosts see is gone with the daemon, for them as well.
+			name: "snapshot for hosts", prepare: exported,
+			run: func(b *bench) error {
+				snap, end, err := b.Client.OpenSnapshot(ctx, api.SnapshotRequest{Volumes: []string{"c"}, ToHosts: true})
+				if err != nil {
+					return err
+				}
+				if snap.Volumes[0].NamespaceUUID == "" {
+					t.Error("hosts are not shown the snapshot")
+				}
+				if err := end(context.WithoutCancel(ctx)); err != nil {
+					return err
+				}
+				return b.waitNoSnapshot("c")
+			},
+			after:  func(w world) world { return w },
+			finish: func(b *bench) { b.must(remove(b)) },
+		},
+		{
+			name: "create for hosts", prepare: exported,
+			run: func(b *bench) error {
+				_, err := b.Client.CreateVolume(ctx, api.CreateVolumeRequest{Name: "like", Size: size, Like: "c", Detached: true, Zero: true})
+				return err
+			},
+			again: api.CodeExists,
+			after: func(w world) world {
+				return w.with("like", func(v *volume) { *v = volume{Size: size, Hosts: oneHost, Sum: shortSum(make([]byte, size))} })
+			},
+			undo:   func(b *bench) { b.must(b.Client.DeleteVolume(ctx, "like", false)) },
+			finish: func(b *bench) { b.must(remove(b)) },
 		},
 	}
 }

@@ -1,4 +1,6 @@
-package volume
+// Package pagecache empties the page cache of block devices before their content
+// changes below them, and proves afterwards that nothing of the old content is left in it.
+package pagecache
 
 import (
 	"bytes"
@@ -49,7 +51,8 @@ func openFlushed(device string) (*os.File, error) {
 // another error there may be pages left. It waits for the devices even when nobody
 // has written: fsync always asks for a flush.
 //
-// The process that serves the devices must not do that itself, see [Helper].
+// The process that serves the devices must not do that itself: killed meanwhile, it
+// would wait for itself.
 func WriteBack(_ context.Context, devices []string) (lost []error, err error) {
 	lost = make([]error, len(devices))
 	for i, d := range devices {
@@ -67,7 +70,7 @@ func WriteBack(_ context.Context, devices []string) (lost []error, err error) {
 // read through the page cache with the same blocks read past it. A block that
 // neither read gets, because its disk is dead or bad there, is no difference.
 //
-// The process that serves the device must not do that itself, see [Helper].
+// The process that serves the device must not do that itself, see [WriteBack].
 func CheckCoherent(ctx context.Context, device string) error {
 	f, err := openFlushed(device)
 	if err != nil {
