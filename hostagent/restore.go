@@ -114,7 +114,8 @@ func Restore(ctx context.Context, o RestoreOptions) (backup.RestoreResult, error
 func restoreOnto(ctx context.Context, target *api.Volume, b backup.Backup, from backup.BackupVolume, o RestoreOptions) (backup.RestoreResult, error) {
 	var none backup.RestoreResult
 	seen := target.Position
-	if target.Device == "" && target.State != api.StateServing { // of another machine it may be served, and have no device here
+	// Of another machine it may be served, and have no device here.
+	if target.Device == "" && (target.State != api.StateServing || target.NQN != "") {
 		v, err := o.Service.Attach(ctx, target.UUID, api.AttachRequest{})
 		if err != nil {
 			return none, fmt.Errorf("restore onto volume %s: %w", full(*target), err)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/hostagent/afar"
 )
 
 // spareName is the name that marks a volume as a spare of another.
@@ -38,6 +39,10 @@ func FindSpares(ctx context.Context, svc api.Service, volumes []api.Volume, onto
 	if err != nil {
 		return nil, err
 	}
+	remote, err := afar.Remote(ctx, svc)
+	if err != nil {
+		return nil, err
+	}
 	all, err := svc.Volumes(ctx, volumes[0].Pool)
 	if err != nil {
 		return nil, fmt.Errorf("look for unused volumes in pool %s: %w", volumes[0].Pool, err)
@@ -52,6 +57,10 @@ func FindSpares(ctx context.Context, svc api.Service, volumes []api.Volume, onto
 	names := map[string]bool{}
 	for _, v := range all {
 		names[v.Name] = true
+	}
+	if remote {
+		// What other machines can't have is no spare for this one.
+		all = slices.DeleteFunc(all, func(v api.Volume) bool { return v.NQN == "" })
 	}
 	var spares []Spare
 	var create []Spare
@@ -192,12 +201,21 @@ func checkSpace(ctx context.Context, svc api.Service, create []Spare) error {
 	}
 }
 
-// createSpare makes the volume that a spare stands for, with a block device.
+// createSpare makes the volume that a spare stands for, with a block device; on another
+// machine it has none there, and is for the hosts that the volume is for.
 func createSpare(ctx context.Context, svc api.Service, s Spare) (api.Volume, error) {
 	stripes, size := stripesOf(s.For)
-	return svc.CreateVolume(ctx, api.CreateVolumeRequest{
+	req := api.CreateVolumeRequest{
 		Pool: s.For.Pool, Name: s.Volume.Name, Size: s.For.Size, Stripes: stripes, StripeSize: size,
-	})
+	}
+	remote, err := afar.Remote(ctx, svc)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	if remote {
+		req.Like, req.Detached = s.For.UUID, true
+	}
+	return svc.CreateVolume(ctx, req)
 }
 
 // stripesOf is the layout of a spare that is created: that of the volume it is

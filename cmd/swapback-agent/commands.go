@@ -52,7 +52,7 @@ func (a *app) runJob(ctx context.Context, file string, anew bool) error {
 	if err != nil {
 		return err
 	}
-	c := a.client()
+	c := a.service()
 	defer c.Close()
 	o.Service, o.Anew, o.Terminal = c, anew, a.out
 	if a.json {
@@ -93,7 +93,7 @@ func (a *app) check(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	c := a.client()
+	c := a.service()
 	defer c.Close()
 	o.Service = c
 	report, err := runner.Check(ctx, o)

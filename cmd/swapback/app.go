@@ -15,6 +15,7 @@ import (
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
 	"github.com/swapback/swapback/hostagent"
+	"github.com/swapback/swapback/hostagent/afar"
 	"github.com/swapback/swapback/hostagent/nvmehost"
 	"github.com/swapback/swapback/hostagent/printable"
 )
@@ -65,6 +66,12 @@ func (a *app) client() *api.Client {
 	t := a.target
 	t.Device = nvmehost.Device
 	return t.Client(a.getenv)
+}
+
+// service is the daemon's as this machine uses its volumes. What it connects for that ends
+// with Close.
+func (a *app) service() *afar.Service {
+	return afar.New(a.client(), nvmehost.Host{SecretFile: a.getenv(nvmehost.SecretEnv)})
 }
 
 // repository opens the repository that --repo or the environment names. The

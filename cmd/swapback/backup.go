@@ -164,7 +164,7 @@ func (a *app) writeBases(w io.Writer, b backup.Backup) {
 }
 
 func (a *app) backupVolumes(ctx context.Context, repo *backup.Repository, o backupCreateOptions, names []string, p *progress) (backup.Backup, error) {
-	c := a.client()
+	c := a.service()
 	defer c.Close()
 	b, err := hostagent.Backup(ctx, hostagent.BackupOptions{
 		Service: c, Repo: repo, Volumes: names, COWSize: int64(o.cowSize),

@@ -11,7 +11,7 @@ import (
 
 // nearVolumes adds volumes with names like the unknown ones to the remedy of a
 // "not found" error. Any other error passes unchanged.
-func (a *app) nearVolumes(ctx context.Context, c *api.Client, err error, names ...string) error {
+func (a *app) nearVolumes(ctx context.Context, c api.Service, err error, names ...string) error {
 	if api.CodeOf(err) != api.CodeNotFound {
 		return err
 	}

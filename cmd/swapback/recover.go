@@ -87,7 +87,7 @@ func runRecover(ctx context.Context, a *app, o recoverOptions, names []string) e
 	if o.reason == "" {
 		o.reason = "recovered by hand"
 	}
-	c := a.client()
+	c := a.service()
 	defer c.Close()
 	p := a.newProgress()
 	result, err := hostagent.Recover(ctx, hostagent.RecoverOptions{

@@ -186,7 +186,7 @@ func writeRestore(w io.Writer, r backup.RestoreResult, o restoreOptions, damaged
 
 // restoreOnto asks before the target's content is written over.
 func (a *app) restoreOnto(ctx context.Context, repo *backup.Repository, b backup.Backup, o restoreOptions, p *progress) (backup.RestoreResult, error) {
-	c := a.client()
+	c := a.service()
 	defer c.Close()
 	v, err := c.Volume(ctx, o.onto)
 	if err != nil {

@@ -105,7 +105,7 @@ func runSwap(ctx context.Context, a *app, o swapOptions, names []string) error {
 	if err != nil {
 		return err
 	}
-	c := a.client()
+	c := a.service()
 	defer c.Close()
 	result, err := c.Swap(ctx, api.SwapRequest{
 		Pairs: pairs, Busy: o.busy, HoldFor: o.holdFor.Seconds(), AllowHolders: o.allowHolders,

@@ -298,7 +298,7 @@ deletion is refused while there are any.`,
 }
 
 func runVolumeHolders(ctx context.Context, a *app, name string) error {
-	c := a.client()
+	c := a.service()
 	defer c.Close()
 	list, err := c.Holders(ctx, name)
 	if err != nil {

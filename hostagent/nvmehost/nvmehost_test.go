@@ -24,11 +24,11 @@ func TestFind(t *testing.T) {
 		}
 	}
 	for uuid, want := range map[string]string{a: "/dev/nvme0n1", b: "/dev/nvme10n2", c: "", "": ""} {
-		if got := find(sys, uuid); got != want {
+		if got := (Host{Sys: sys}).Device(uuid); got != want {
 			t.Errorf("%s is %q, want %q", uuid, got, want)
 		}
 	}
-	if got := find(filepath.Join(sys, "nothing"), a); got != "" {
+	if got := (Host{Sys: filepath.Join(sys, "nothing")}).Device(a); got != "" {
 		t.Errorf("without sysfs: %q", got)
 	}
 }
