@@ -19,10 +19,11 @@ const module = "github.com/swapback/swapback"
 // each other. A package without a room fails the test: give it one here and in
 // docs/architecture.md.
 var rooms = map[string][]string{
-	"cmd/swapback":       {"api", "backup", "hostagent", "holders", "ublk", "dmswap", "dmswap/dm", "version"},
-	"cmd/swapback-agent": {"api", "backup", "hostagent", "holders", "version"},
+	"cmd/swapback":       {"api", "backup", "hostagent", "hostagent/nvmehost", "holders", "ublk", "dmswap", "dmswap/dm", "version"},
+	"cmd/swapback-agent": {"api", "backup", "hostagent", "hostagent/nvmehost", "holders", "version"},
 	"cmd/swapbackd":      {"api", "volume", "holders", "ublk", "nvmeof", "version"},
-	"hostagent":          {"api", "backup", "failpoint", "holders", "version"},
+	"hostagent":          {"api", "backup", "failpoint", "hostagent/nvmehost", "holders", "version"},
+	"hostagent/nvmehost": {},
 	"volume":             {"api", "dmswap", "dmswap/dm", "failpoint", "ublk", "nvmeof", "holders", "version"},
 	"dmswap":             {"dmswap/dm", "failpoint"},
 	"dmswap/dm":          {},
@@ -37,7 +38,7 @@ var rooms = map[string][]string{
 	"failpoint":          {},
 	"version":            {},
 	"ci":                 {},
-	"bench":              {"api", "dmswap/dm", "ublk", "version"},
+	"bench":              {"api", "dmswap/dm", "hostagent/nvmehost", "ublk", "version"},
 	"bench/pause":        {"api", "dmswap/dm"},
 	"demo":               {"api"},
 	"soak":               {"api"},

@@ -172,6 +172,11 @@ func TestRatios(t *testing.T) {
 	if v := list[2]; v.RatioRaw != 0.25 || v.RatioLoop != 0.5 {
 		t.Errorf("ratios %v and %v", v.RatioRaw, v.RatioLoop)
 	}
+	remote := []result{exactly("nvmet-1", "r", 50), exactly("nvmet-4", "r", 80), exactly("export-4", "r", 100), exactly("export-1", "other", 100)}
+	addRatios(remote)
+	if a, b := remote[2].RatioNVMeT, remote[3].RatioNVMeT; a != 1.25 || b != 0 {
+		t.Errorf("ratios to the kernel's target: %v, and %v without a figure of it", a, b)
+	}
 	if v := list[3]; v.RatioRaw != 0 || v.RatioLoop != 0 {
 		t.Errorf("a row that raw and loop have not has ratios %v and %v", v.RatioRaw, v.RatioLoop)
 	}

@@ -27,6 +27,7 @@ type daemonOptions struct {
 	disks    []string
 	queues   int
 	dataPath string
+	args     []string // more of them
 	env      []string // more of it
 }
 
@@ -38,6 +39,7 @@ func startDaemon(ctx context.Context, o daemonOptions) (*daemon, error) {
 		"--queues", strconv.Itoa(o.queues), "--depth", "64", "--on-exit", "stop", "--log-level", "warn",
 		"--data-path", o.dataPath,
 	}
+	args = append(args, o.args...)
 	for _, d := range o.disks {
 		args = append(args, "--disk", d)
 	}

@@ -83,7 +83,7 @@ type runOptions struct {
 	subjects, rows       string
 	runtime, ramp, disks string
 	scheduler            string
-	short                bool
+	short, remote        bool
 	rounds               int
 	size                 int64
 }
@@ -93,6 +93,7 @@ func runCommand(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("bench run", flag.ContinueOnError)
 	o.common(f)
 	f.BoolVar(&o.short, "short", false, "few rows and subjects, for every change")
+	f.BoolVar(&o.remote, "remote", false, "what other hosts get by NVMe/TCP, beside the kernel's target")
 	f.StringVar(&o.subjects, "subjects", "", "measure these only, separated by commas")
 	f.StringVar(&o.rows, "rows", "", "measure these only, separated by commas")
 	f.IntVar(&o.rounds, "rounds", 0, "how often each row is measured (default: exact 1, its short form 3, wall 5)")
@@ -168,7 +169,7 @@ func measureAll(ctx context.Context, o runOptions) (err error) {
 	}
 	var all []subject
 	for _, s := range subjects() {
-		if (!o.short || s.short || o.subjects != "") && (!s.exact || o.mode == modeExact) {
+		if s.remote == o.remote && (!o.short || s.short || s.remote || o.subjects != "") && (!s.exact || o.mode == modeExact) {
 			all = append(all, s)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Modes of measuring; see README.md.
@@ -37,10 +38,11 @@ type result struct {
 	Rounds    int     `json:"rounds"`
 	// Ratios of the IOPS to those of the same row on other subjects of this
 	// run; 0 when those were not measured.
-	RatioRaw  float64 `json:"ratio_raw"`
-	RatioLoop float64 `json:"ratio_loop"`
-	DataPath  string  `json:"data_path,omitempty"` // as swapbackd tells it
-	Missing   string  `json:"missing,omitempty"`
+	RatioRaw   float64 `json:"ratio_raw"`
+	RatioLoop  float64 `json:"ratio_loop"`
+	RatioNVMeT float64 `json:"ratio_nvmet,omitempty"` // of an export, to as many queues of the kernel's target
+	DataPath   string  `json:"data_path,omitempty"`   // as swapbackd tells it
+	Missing    string  `json:"missing,omitempty"`
 	versions
 }
 
@@ -180,7 +182,7 @@ func summarize(samples []sample) result {
 	return r
 }
 
-// addRatios fills in the ratios to the subjects raw and loop.
+// addRatios fills in the ratios to the subjects raw and loop, and to nvmet.
 func addRatios(list []result) {
 	iops := map[key]float64{}
 	for _, r := range list {
@@ -193,6 +195,11 @@ func addRatios(list []result) {
 		}
 		if base := iops[key{r.Mode, "loop", r.Row}]; base > 0 {
 			r.RatioLoop = r.IOPS / base
+		}
+		if queues, ok := strings.CutPrefix(r.Subject, "export-"); ok {
+			if base := iops[key{r.Mode, "nvmet-" + queues, r.Row}]; base > 0 {
+				r.RatioNVMeT = r.IOPS / base
+			}
 		}
 	}
 }

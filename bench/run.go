@@ -124,7 +124,7 @@ func (r *runner) measureSubject(ctx context.Context, s subject, first bool, samp
 		return "", err
 	}
 	defer func() { err = errors.Join(err, up.stop(context.WithoutCancel(ctx))) }()
-	if r.stage.scheduler != "" {
+	if r.stage.scheduler != "" && !up.ownScheduler {
 		if err := setScheduler(up.device, r.stage.scheduler); err != nil {
 			return "", err
 		}

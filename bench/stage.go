@@ -210,12 +210,12 @@ func (s *stage) removePool(ctx context.Context) (err error) {
 	return d.client.DeletePool(ctx, poolName, true)
 }
 
-func (s *stage) daemon(ctx context.Context, dataPath string, queues int) (*daemon, error) {
+func (s *stage) daemon(ctx context.Context, dataPath string, queues int, args ...string) (*daemon, error) {
 	program, err := s.program("swapbackd")
 	if err != nil {
 		return nil, fmt.Errorf("%w (make build puts it into build/bin)", err)
 	}
-	return startDaemon(ctx, daemonOptions{program: program, dir: s.tmp, disks: s.disks, queues: queues, dataPath: dataPath, env: s.serverEnv})
+	return startDaemon(ctx, daemonOptions{program: program, dir: s.tmp, disks: s.disks, queues: queues, dataPath: dataPath, args: args, env: s.serverEnv})
 }
 
 func (s *stage) later(f func(context.Context) error) { s.undo = append(s.undo, f) }

@@ -27,7 +27,9 @@ type subject struct {
 	since string
 	short bool // part of the short form
 	exact bool // only in exact mode
-	start func(context.Context, *stage) (*served, error)
+	// remote subjects are what other hosts get; see remoteSubjects.
+	remote bool
+	start  func(context.Context, *stage) (*served, error)
 }
 
 // served is a subject that is up.
@@ -35,13 +37,15 @@ type served struct {
 	device   string
 	pids     []int // whose processor time is the server's
 	dataPath string
-	stop     func(context.Context) error
+	// ownScheduler says that the device keeps the scheduler that its driver chose.
+	ownScheduler bool
+	stop         func(context.Context) error
 }
 
 // subjects are measured, and shown, in this order.
 func subjects() []subject {
 	zc, batch := ublk.AutoBufReg|ublk.SupportZeroCopy, ublk.AutoBufReg|ublk.SupportZeroCopy|ublk.BatchIO
-	return []subject{
+	return append([]subject{
 		{name: "disk", colour: "#a9afb8", about: "the disk under it all", exact: true, start: bareDisk},
 		{name: "raw", colour: "#6b7480", about: "the device-mapper device on it", short: true, start: rawDevice},
 		{name: "loop", colour: "#dd8a2e", about: "the kernel's loop driver on that, direct I/O", short: true, start: loopDevice},
@@ -52,7 +56,7 @@ func subjects() []subject {
 		{name: "null-copy", colour: "#b7dcae", about: "swapback's null target, data copied", short: true, start: nullTarget("copy")},
 		{name: "null-zero-copy", colour: "#71b565", about: "swapback's null target, zero copy", short: true, needs: zc, since: "6.16", start: nullTarget("zero-copy")},
 		{name: "null-batch", colour: "#3c8133", about: "swapback's null target, zero copy and BATCH_IO", short: true, needs: batch, since: "7.0", start: nullTarget("batch")},
-	}
+	}, remoteSubjects()...)
 }
 
 // missing says why a subject cannot be measured here, or "".

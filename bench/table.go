@@ -16,13 +16,13 @@ func printTable(out io.Writer, list []result) error {
 		}
 		if r.Row != last {
 			if last != "" {
-				fmt.Fprintln(w, "\t\t\t\t\t\t\t\t\t")
+				fmt.Fprintln(w, "\t\t\t\t\t\t\t\t\t\t")
 			}
-			fmt.Fprintf(w, "%s\tIOPS\tMB/s\tp50 µs\tp99 µs\tp99.9 µs\tCPU s/Mio\tto raw\tto loop\t%s\n", r.Row, spreadTitle(r))
+			fmt.Fprintf(w, "%s\tIOPS\tMB/s\tp50 µs\tp99 µs\tp99.9 µs\tCPU s/Mio\tto raw\tto loop\tto nvmet\t%s\n", r.Row, spreadTitle(r))
 			last = r.Row
 		}
-		fmt.Fprintf(w, "%s\t%.0f\t%.1f\t%.0f\t%.0f\t%.0f\t%.1f\t%s\t%s\t%s\n", r.Subject, r.IOPS, r.MBps, r.P50, r.P99, r.P999,
-			r.ServerCPU, ratio(r.RatioRaw), ratio(r.RatioLoop), spread(r))
+		fmt.Fprintf(w, "%s\t%.0f\t%.1f\t%.0f\t%.0f\t%.0f\t%.1f\t%s\t%s\t%s\t%s\n", r.Subject, r.IOPS, r.MBps, r.P50, r.P99, r.P999,
+			r.ServerCPU, ratio(r.RatioRaw), ratio(r.RatioLoop), ratio(r.RatioNVMeT), spread(r))
 	}
 	if err := w.Flush(); err != nil {
 		return err
