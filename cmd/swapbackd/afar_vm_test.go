@@ -28,7 +28,7 @@ type far struct {
 
 const farAddress = "127.0.0.1:7443"
 
-// startFar makes the authority and a client that speaks for nvmeHost, and one, named mute, that
+// startFar makes the authority and a client that speaks for [rig.NVMeHost], and one, named mute, that
 // has the same rights and speaks for nobody.
 func startFar(t *testing.T) *far {
 	t.Helper()
@@ -40,7 +40,7 @@ func startFar(t *testing.T) *far {
 		}, more...)
 	}
 	for _, args := range [][]string{
-		{"cert", "init", "127.0.0.1", "--dir", remote}, issue("host1", "--host", nvmeHost), issue("mute"),
+		{"cert", "init", "127.0.0.1", "--dir", remote}, issue("host1", "--host", rig.NVMeHost), issue("mute"),
 		{"repo", "init", filepath.Join(dir, "repo")},
 	} {
 		if out, err := exec.Command("swapback", args...).CombinedOutput(); err != nil {
@@ -135,10 +135,10 @@ func TestAfar(t *testing.T) {
 	f := startFar(t)
 	f.Pool()
 	f.Volume("db", 48*MiB)
-	e := f.export("db")
+	e := f.Export("db")
 	kernel := rig.OpenKernelLog(t)
 	f.swapback(1, []string{"not connected to this machine", "nvme connect -t tcp -a 127.0.0.1", e.NQN}, "backup", "create", "db")
-	device := f.connect(e, "-i", "2")
+	device := f.Connect(e, "-i", "2")
 	data := rig.RandomBytes(20, 24<<20)
 	rig.WriteDevice(t, device, 0, data)
 
@@ -181,8 +181,8 @@ func TestAfar(t *testing.T) {
 	t.Run("refused", func(t *testing.T) {
 		f.t = t
 		before := f.Show("db")
-		f.says(4, []string{"in use", "client mute does not speak for it", "host mute " + nvmeHost}, "mute", "swapback", "recover", "db")
-		if _, err := f.Client.ChangeExport(t.Context(), "db", api.ChangeExportRequest{Allow: []string{nvmeStranger}}); err != nil {
+		f.says(4, []string{"in use", "client mute does not speak for it", "host mute " + rig.NVMeHost}, "mute", "swapback", "recover", "db")
+		if _, err := f.Client.ChangeExport(t.Context(), "db", api.ChangeExportRequest{Allow: []string{rig.NVMeStranger}}); err != nil {
 			t.Fatal(err)
 		}
 		// nvme-cli takes two hosts on one machine for one.
@@ -191,11 +191,11 @@ func TestAfar(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer fabrics.Close()
-		if _, err := fmt.Fprintf(fabrics, "transport=tcp,traddr=127.0.0.1,trsvcid=4420,nqn=%s,hostnqn=%s,hostid=%s", e.NQN, nvmeStranger, strings.TrimPrefix(nvmeStranger, nvmeUUID)); err != nil {
+		if _, err := fmt.Fprintf(fabrics, "transport=tcp,traddr=127.0.0.1,trsvcid=4420,nqn=%s,hostnqn=%s,hostid=%s", e.NQN, rig.NVMeStranger, strings.TrimPrefix(rig.NVMeStranger, rig.NVMeUUID)); err != nil {
 			t.Fatal(err)
 		}
-		f.swapback(4, []string{"in use", nvmeStranger}, "recover", "db")
-		if _, err := f.Client.ChangeExport(t.Context(), "db", api.ChangeExportRequest{Deny: []string{nvmeStranger}}); err != nil {
+		f.swapback(4, []string{"in use", rig.NVMeStranger}, "recover", "db")
+		if _, err := f.Client.ChangeExport(t.Context(), "db", api.ChangeExportRequest{Deny: []string{rig.NVMeStranger}}); err != nil {
 			t.Fatal(err)
 		}
 		if now := f.Show("db"); now.Position.ID != before.Position.ID || now.Position.Generation != before.Position.Generation {
@@ -208,7 +208,7 @@ func TestAfar(t *testing.T) {
 		rig.Tool(t, "mkfs.ext4", "-q", "-F", device)
 		f.job(e, device)
 	})
-	f.leave("db", e)
+	f.Leave("db", e)
 	kernel.ExpectQuiet(t)
 }
 
@@ -261,7 +261,7 @@ steps:
 	rig.Unmount(t, dir)
 	rig.Tool(t, "e2fsck", "-fn", device)
 	se, err := f.Client.Export(t.Context(), "db-spare")
-	if err != nil || len(se.Hosts) != 1 || se.Hosts[0] != nvmeHost || len(se.Connected) != 0 || len(f.disks(se)) != 0 || !se.ReadOnly {
+	if err != nil || len(se.Hosts) != 1 || se.Hosts[0] != rig.NVMeHost || len(se.Connected) != 0 || len(f.disks(se)) != 0 || !se.ReadOnly {
 		t.Errorf("the spare's export: %+v, %v, here %q", se, err, f.disks(se))
 	}
 	// Looked at, it is the next spare, this time of a recovery by hand.

@@ -4,10 +4,8 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -22,72 +20,11 @@ import (
 
 // These tests have the kernel's own NVMe/TCP initiator as the other host, by loopback.
 
-const (
-	nvmeUUID     = "nqn.2014-08.org.nvmexpress:uuid:"
-	nvmeHost     = nvmeUUID + "11111111-2222-3333-4444-555555555555"
-	nvmeStranger = nvmeUUID + "66666666-2222-3333-4444-555555555555"
-)
-
 // startExporting starts a daemon that listens for hosts on the loopback address.
 func startExporting(t *testing.T, args ...string) *process {
 	t.Helper()
 	rig.Tool(t, "modprobe", "nvme-tcp")
 	return startDaemon(t, append([]string{"--nvme-listen", "127.0.0.1"}, args...)...)
-}
-
-// export exports a volume by the command line.
-func (d *process) export(name string, args ...string) (e api.Export) {
-	d.t.Helper()
-	out := d.CLI(0, nil, append([]string{"export", "create", name, "--host", nvmeHost, "--json"}, args...)...)
-	if err := json.Unmarshal([]byte(out), &e); err != nil || !e.Serving || len(e.Connect) != 1 {
-		d.t.Fatalf("export %s: %v\n%s", name, err, out)
-	}
-	return e
-}
-
-// nvme runs nvme-cli as a host. Linux wants each to have an identifier of its own.
-func nvme(args []string, host string) (string, error) {
-	out, err := exec.Command("nvme", append(args, "--hostnqn", host, "--hostid", strings.TrimPrefix(host, nvmeUUID))...).CombinedOutput()
-	return string(out), err
-}
-
-// connect runs the line that an export shows, and returns the block device.
-func (d *process) connect(e api.Export, args ...string) string {
-	d.t.Helper()
-	line, _, _ := strings.Cut(e.Connect[0], " --dhchap-secret")
-	out, err := nvme(append(strings.Fields(line)[1:], args...), nvmeHost)
-	if err != nil {
-		d.t.Fatalf("%s: %v\n%s\n%s", line, err, out, rig.Tail(rig.Tool(d.t, "dmesg"), 20))
-	}
-	d.t.Cleanup(func() { disconnect(e) })
-	device := ""
-	rig.WaitUntil(d.t, "the host's block device of "+e.Volume, func() bool { device = namespaceOf(e.UUID); return device != "" })
-	return device
-}
-
-func disconnect(e api.Export) { _ = exec.Command("nvme", "disconnect", "-n", e.NQN).Run() }
-
-// leave disconnects, and returns when the daemon has seen that.
-func (d *process) leave(name string, e api.Export) {
-	d.t.Helper()
-	disconnect(e)
-	rig.WaitUntil(d.t, "the host of "+name+" to be gone", func() bool {
-		now, err := d.Client.Export(d.t.Context(), name)
-		return err == nil && len(now.Connected) == 0
-	})
-}
-
-// namespaceOf finds the block device with a UUID, or returns "".
-func namespaceOf(uuid string) string {
-	list, _ := filepath.Glob("/sys/block/nvme*/uuid")
-	for _, path := range list {
-		text, err := os.ReadFile(path)
-		device := "/dev/" + filepath.Base(filepath.Dir(path))
-		if _, missing := os.Stat(device); err == nil && missing == nil && strings.TrimSpace(string(text)) == uuid {
-			return device
-		}
-	}
-	return ""
 }
 
 // sysBlock reads an attribute of a block device.
@@ -98,52 +35,25 @@ func sysBlock(device, name string) string {
 
 func sectors(bytes int64) string { return strconv.FormatInt(bytes/512, 10) }
 
-// hostIO is how many commands a volume's hosts have been answered.
-func (d *process) hostIO(name string) uint64 {
-	d.t.Helper()
-	e, err := d.Client.Export(d.t.Context(), name)
-	if err != nil || e.IO == nil {
-		d.t.Fatalf("export of %s: %+v, %v", name, e, err)
-	}
-	return e.IO.Reads + e.IO.Writes
-}
-
-// waitHostIO waits until fio has had more commands answered.
-func (d *process) waitHostIO(name string, l *rig.FioLoop, n uint64) {
-	d.t.Helper()
-	want := d.hostIO(name) + n
-	rig.WaitUntil(d.t, "the host's I/O to go on", func() bool { return d.hostIO(name) >= want || l.Ended() })
-	if err := l.Err(); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-func hostJob(device, size string, more ...string) []string {
-	return append([]string{
-		"--name=host", "--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=8", "--numjobs=2",
-		"--offset_increment=16m", "--size=" + size, "--bsrange=4k-64k", "--blockalign=4k", "--group_reporting=1",
-	}, more...)
-}
-
 // TestExport: a volume as another host sees it, through everything that happens to it.
 func TestExport(t *testing.T) {
 	d := startExporting(t)
 	d.Pool()
 	d.Volume("a", 64*MiB)
 	b := d.Volume("b", 64*MiB)
-	ea, eb := d.export("a"), d.export("b")
+	ea, eb := d.Export("a"), d.Export("b")
 	kernel := rig.OpenKernelLog(t)
 
 	address := []string{"-t", "tcp", "-a", "127.0.0.1", "-s", "4420"}
-	for host, sees := range map[string]bool{nvmeHost: true, nvmeStranger: false} {
-		if out, err := nvme(append([]string{"discover"}, address...), host); strings.Contains(out, ea.NQN) != sees {
+	for host, sees := range map[string]bool{rig.NVMeHost: true, rig.NVMeStranger: false} {
+		if out, err := rig.NVMe(host, append([]string{"discover"}, address...)...); strings.Contains(out, ea.NQN) != sees {
 			t.Errorf("%s discovers: %v\n%s", host, err, out)
 		}
 	}
-	if out, err := nvme(append([]string{"connect", "-n", ea.NQN}, address...), nvmeStranger); err == nil {
+	if out, err := rig.NVMe(rig.NVMeStranger, append([]string{"connect", "-n", ea.NQN}, address...)...); err == nil {
 		t.Fatalf("a stranger has connected:\n%s", out)
 	}
-	devA, devB := d.connect(ea, "-i", "2"), d.connect(eb, "-i", "1")
+	devA, devB := d.Connect(ea, "-i", "2"), d.Connect(eb, "-i", "1")
 	if sysBlock(devA, "size") != sectors(64*MiB) {
 		t.Errorf("the host's device has %s sectors", sysBlock(devA, "size"))
 	}
@@ -169,7 +79,7 @@ func TestExport(t *testing.T) {
 
 	t.Run("swap", func(t *testing.T) {
 		_, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}})
-		if api.CodeOf(err) != api.CodeInUse || !strings.Contains(err.Error(), nvmeHost) {
+		if api.CodeOf(err) != api.CodeInUse || !strings.Contains(err.Error(), rig.NVMeHost) {
 			t.Errorf("with hosts connected: %v", err)
 		}
 		load := startReader(t, devA)
@@ -254,17 +164,17 @@ func TestExport(t *testing.T) {
 	})
 
 	t.Run("delete", func(t *testing.T) {
-		d.CLI(4, []string{"in use", nvmeHost}, "export", "delete", "b")
+		d.CLI(4, []string{"in use", rig.NVMeHost}, "export", "delete", "b")
 		if err := d.Client.DeleteVolume(t.Context(), "b", false); api.CodeOf(err) != api.CodeInUse {
 			t.Errorf("deleting a volume that a host uses: %v", err)
 		}
-		d.leave("b", eb)
+		d.Leave("b", eb)
 		d.CLI(0, nil, "export", "delete", "b")
 		if _, err := d.Client.Export(t.Context(), "b"); api.CodeOf(err) != api.CodeNotFound {
 			t.Errorf("after the delete: %v", err)
 		}
 	})
-	d.leave("a", ea)
+	d.Leave("a", ea)
 	if m := d.Metrics(); m[`swapback_nvme_held_requests_total{pool="tank",volume="a"}`] == 0 || m["swapback_nvme_listeners"] != 1 {
 		t.Errorf("metrics: %v", m)
 	}
@@ -277,31 +187,31 @@ func TestExportOutlivesTheDaemon(t *testing.T) {
 	d := startExporting(t)
 	d.Pool()
 	d.Volume("a", 64*MiB)
-	e := d.export("a")
+	e := d.Export("a")
 	kernel := rig.OpenKernelLog(t)
-	device := d.connect(e, "-i", "2", "--reconnect-delay", "1")
-	load := rig.LoopFio(t, hostJob(device, "4m", "--rw=randwrite", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"))
+	device := d.Connect(e, "-i", "2", "--reconnect-delay", "1")
+	load := rig.LoopFio(t, rig.HostJob(device, "4m", "--rw=randwrite", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"))
 	for range 2 {
-		d.waitHostIO("a", load, 50)
+		d.WaitHostIO("a", load, 50)
 		d.Kill()
 		d.Run()
 	}
-	d.waitHostIO("a", load, 50)
+	d.WaitHostIO("a", load, 50)
 	runs, longest := load.Stop()
 	t.Logf("%d runs of fio, longest latency %v", runs, longest)
 	now, err := d.Client.Export(t.Context(), "a")
-	if err != nil || now.NQN != e.NQN || len(now.Connected) != 1 || now.Connected[0].Host != nvmeHost {
+	if err != nil || now.NQN != e.NQN || len(now.Connected) != 1 || now.Connected[0].Host != rig.NVMeHost {
 		t.Errorf("after the restarts: %+v, %v", now, err)
 	}
 	t.Run("reservation", func(t *testing.T) { d.reserved(device) })
 	// Who is taken off the list is out at once.
-	if _, err := d.Client.ChangeExport(t.Context(), "a", api.ChangeExportRequest{Allow: []string{nvmeStranger}, Deny: []string{nvmeHost}}); err != nil {
+	if _, err := d.Client.ChangeExport(t.Context(), "a", api.ChangeExportRequest{Allow: []string{rig.NVMeStranger}, Deny: []string{rig.NVMeHost}}); err != nil {
 		t.Fatal(err)
 	}
 	if now, err := d.Client.Export(t.Context(), "a"); err != nil || len(now.Connected) != 0 || len(now.Hosts) != 1 {
 		t.Errorf("after the host was denied: %+v, %v", now, err)
 	}
-	d.leave("a", e)
+	d.Leave("a", e)
 	kernel.ExpectQuiet(t)
 }
 
@@ -360,12 +270,12 @@ func TestExportAsksForSecrets(t *testing.T) {
 	d := startExporting(t, "--nvme-secrets", path)
 	d.Pool()
 	d.Volume("a", 16*MiB)
-	e := d.export("a", "--authenticate")
+	e := d.Export("a", "--authenticate")
 	line, _, _ := strings.Cut(e.Connect[0], " --dhchap-secret")
 	try := func(args ...string) error {
-		out, err := nvme(append(strings.Fields(line)[1:], args...), nvmeHost)
+		out, err := rig.NVMe(rig.NVMeHost, append(strings.Fields(line)[1:], args...)...)
 		if err == nil {
-			disconnect(e)
+			rig.Disconnect(e)
 		} else {
 			t.Log(strings.TrimSpace(out))
 		}
@@ -375,18 +285,18 @@ func TestExportAsksForSecrets(t *testing.T) {
 	if try() == nil || try(proof...) == nil {
 		t.Error("a host without a secret came in")
 	}
-	write(0o600, nvmeHost+" "+secret+" "+own)
+	write(0o600, rig.NVMeHost+" "+secret+" "+own)
 	if try() == nil || try("--dhchap-secret", newSecret(t)) == nil {
 		t.Error("a host that proves nothing came in")
 	}
 	if err := try(append(proof, "--dhchap-ctrl-secret", own)...); err != nil {
 		t.Errorf("with the secrets of both: %v", err)
 	}
-	write(0o644, nvmeHost+" "+secret)
+	write(0o644, rig.NVMeHost+" "+secret)
 	if try(proof...) == nil {
 		t.Error("a host came in although all can read the secrets")
 	}
-	d.leave("a", e)
+	d.Leave("a", e)
 }
 
 func newSecret(t *testing.T) string {

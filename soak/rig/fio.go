@@ -38,11 +38,14 @@ type Fio struct {
 	cmd  *exec.Cmd
 	out  Buffer // both channels
 	done chan error
+
+	ended chan struct{} // closed when fio has
+	err   error         // how, then
 }
 
 func newFio(t *testing.T, args []string) *Fio {
 	t.Helper()
-	f := &Fio{t: t, cmd: exec.Command("fio", append(slices.Clone(manners), args...)...), done: make(chan error, 1)}
+	f := &Fio{t: t, cmd: exec.Command("fio", append(slices.Clone(manners), args...)...), done: make(chan error, 1), ended: make(chan struct{})}
 	f.cmd.Dir = t.TempDir() // for its state files
 	f.cmd.Stdout, f.cmd.Stderr = &f.out, &f.out
 	f.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -50,7 +53,9 @@ func newFio(t *testing.T, args []string) *Fio {
 		t.Fatal(err)
 	}
 	go func() {
-		f.done <- f.cmd.Wait()
+		f.err = f.cmd.Wait()
+		close(f.ended)
+		f.done <- f.err
 		close(f.done)
 	}()
 	t.Cleanup(f.kill)
@@ -109,10 +114,33 @@ func threads(pid int) string {
 	return b.String()
 }
 
+// requests are those that were answered, by either door.
 func (d *Daemon) requests(volume string) uint64 {
 	d.t.Helper()
 	io := d.Show(volume).IO
-	return io.Reads + io.Writes
+	n := io.Reads + io.Writes
+	if e, err := d.Client.Export(d.t.Context(), volume); err == nil && e.IO != nil {
+		n += e.IO.Reads + e.IO.Writes
+	}
+	return n
+}
+
+// Ended tells whether it has.
+func (f *Fio) Ended() bool {
+	select {
+	case <-f.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// Err tells that it has ended too early, for one that is to be stopped, and with what words.
+func (f *Fio) Err() error {
+	if !f.Ended() {
+		return nil
+	}
+	return fmt.Errorf("fio has ended: %v\n%s", f.err, f.out.String())
 }
 
 // Wait fails the test when fio saw an error or a wrong byte.
@@ -174,7 +202,7 @@ type FioSide struct {
 	} `json:"lat_ns"`
 }
 
-// Stop ends fio as Ctrl-C does: it reports what it measured.
+// Stop ends fio as Ctrl-C does: it reports what it measured, of all jobs together.
 func (f *Fio) Stop() FioJob {
 	f.t.Helper()
 	if err := f.cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -187,8 +215,17 @@ func (f *Fio) Stop() FioJob {
 		text = text[i:]
 	}
 	var report struct{ Jobs []FioJob }
-	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&report); err != nil || len(report.Jobs) != 1 {
+	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&report); err != nil || len(report.Jobs) == 0 {
 		f.t.Fatalf("fio's report: %v\n%s", err, f.out.String())
 	}
-	return report.Jobs[0]
+	all := report.Jobs[0]
+	for _, job := range report.Jobs[1:] {
+		if all.TotalErr == 0 {
+			all.FirstError = job.FirstError
+		}
+		all.TotalErr += job.TotalErr
+		all.Read.Lat.Max = max(all.Read.Lat.Max, job.Read.Lat.Max)
+		all.Write.Lat.Max = max(all.Write.Lat.Max, job.Write.Lat.Max)
+	}
+	return all
 }
