@@ -76,21 +76,30 @@ PKG_7.3-load    = ./soak/power ./soak/storm
 PKG_7.3-long    = ./soak/chain ./soak/disks ./soak/limits ./soak/model
 PKG_7.3-daemon  = ./cmd/swapbackd
 PKG_7.3-network = ./soak/network
-PKG_7.3-rest    = $(filter-out $(PKG_7.3-crash) $(PKG_7.3-load) $(PKG_7.3-long) $(PKG_7.3-daemon) $(PKG_7.3-network),$(shell $(GO) list -f '.{{slice .ImportPath (len .Module.Path)}}' ./...))
+PKG_7.3-idle    = ./soak/pauses
+PKG_7.3-rest    = $(filter-out $(PKG_7.3-crash) $(PKG_7.3-load) $(PKG_7.3-long) $(PKG_7.3-daemon) $(PKG_7.3-network) $(PKG_7.3-idle),$(shell $(GO) list -f '.{{slice .ImportPath (len .Module.Path)}}' ./...))
 PKG_6.12-crash  = ./soak/crash
 PKG_6.12-load   = ./soak/disks ./soak/power ./soak/storm
 PKG_6.12-daemon = ./backup/... ./cmd/swapbackd
 PKG_6.12-rest   = ./ublk/... ./dmswap/... ./holders ./nvmeof/...
 PKG_6.12-network = ./soak/network
+PKG_6.12-idle   = ./soak/pauses
+
+# These wait for minutes, and run beside the others.
+IDLE_VMS = 7.3-idle 6.12-idle
+
+VMS_AT_ONCE = --no-print-directory --output-sync=target --keep-going NOBUILD=1
 
 # An emulated machine keeps hardly more than one processor busy, so there are two
-# at a time. What each says is shown when it has ended.
+# at a time, beside those that idle. What each says is shown when it has ended.
 .PHONY: test-vms
 test-vms: build harness ## integration tests on both kernels, two machines at a time (MACHINES=1: one)
-	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j$(or $(MACHINES),2) NOBUILD=1 $(TEST_VMS:%=test-on-%)
+	@$(MAKE) $(VMS_AT_ONCE) -j$(words $(IDLE_VMS)) $(IDLE_VMS:%=test-on-%) & idle=$$!; \
+	$(MAKE) $(VMS_AT_ONCE) -j$(or $(MACHINES),2) $(TEST_VMS:%=test-on-%); status=$$?; \
+	wait $$idle && exit $$status
 
-.PHONY: $(TEST_VMS:%=test-on-%)
-$(TEST_VMS:%=test-on-%): test-on-%: # build and harness have been made
+.PHONY: $(TEST_VMS:%=test-on-%) $(IDLE_VMS:%=test-on-%)
+$(TEST_VMS:%=test-on-%) $(IDLE_VMS:%=test-on-%): test-on-%: # build and harness have been made
 	@echo "== Linux $(subst -,: ,$*)"
 	@KERNEL=$(firstword $(subst -, ,$*)) PKG="$(PKG_$*)" CPUS=$${CPUS:-4} $(HARNESS)/testrun
 
