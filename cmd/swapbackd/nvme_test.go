@@ -2,7 +2,9 @@ package main
 
 import (
 	"errors"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -34,5 +36,24 @@ func TestNVMeFlags(t *testing.T) {
 		if _, err := parse(bad); !errors.As(err, &usage) {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+}
+
+// TestExampleOfDropIn: what the example in dist has the daemon started with it understands.
+func TestExampleOfDropIn(t *testing.T) {
+	text, err := os.ReadFile("../../dist/systemd/network.conf.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, found := strings.Cut(strings.ReplaceAll(string(text), "\\\n", ""), "ExecStart=/usr/local/sbin/swapbackd ")
+	if !found {
+		t.Fatalf("it starts no daemon:\n%s", text)
+	}
+	var o options
+	if err := newCommandOf(&o).ParseFlags(strings.Fields(line)); err != nil {
+		t.Error(err)
+	}
+	if err := o.nvme.check(); err != nil || !slices.Equal(o.nvme.listen, []string{"192.0.2.1:4420"}) {
+		t.Errorf("it listens on %q, %v", o.nvme.listen, err)
 	}
 }
