@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"github.com/swapback/swapback/api"
+	"github.com/swapback/swapback/hostagent/afar"
+	"github.com/swapback/swapback/hostagent/internal/memservice"
+	"github.com/swapback/swapback/hostagent/nvmehost"
 )
 
 // elsewhere is a service of another machine, whose devices are not here.
@@ -58,4 +61,74 @@ func TestDevicesOfAnotherMachine(t *testing.T) {
 		t.Errorf("the target has changed: %+v", after)
 	}
 	w.holds("a-spare", uint64(len("a-spare")))
+}
+
+// storage is the daemon of another machine, of which this one has all that is exported; what
+// is created like another volume is connected at once.
+type storage struct {
+	*memservice.Service
+	exported map[string]bool // by name
+	created  []api.CreateVolumeRequest
+}
+
+func (s *storage) Info(context.Context) (api.Info, error) {
+	return api.Info{Caller: &api.Caller{Name: "host1"}}, nil
+}
+
+func (s *storage) seen(v api.Volume) api.Volume {
+	if s.exported[v.Name] {
+		v.NQN = "nqn.2014-08.org.nvmexpress:uuid:" + v.UUID
+	}
+	return v
+}
+
+func (s *storage) Volume(ctx context.Context, ref string) (api.Volume, error) {
+	v, err := s.Service.Volume(ctx, ref)
+	return s.seen(v), err
+}
+
+func (s *storage) Volumes(ctx context.Context, pool string) ([]api.Volume, error) {
+	list, err := s.Service.Volumes(ctx, pool)
+	for i := range list {
+		list[i] = s.seen(list[i])
+	}
+	return list, err
+}
+
+func (s *storage) Holders(context.Context, string) ([]api.Holder, error) { return nil, nil }
+
+func (s *storage) CreateVolume(ctx context.Context, req api.CreateVolumeRequest) (api.Volume, error) {
+	s.created = append(s.created, req)
+	s.exported[req.Name] = req.Like != ""
+	req.Detached = false
+	v, err := s.Service.CreateVolume(ctx, req)
+	return s.seen(v), err
+}
+
+// TestSparesOfAnotherMachine: what is not exported is no spare for this machine; one that it
+// creates is for the hosts of the volume.
+func TestSparesOfAnotherMachine(t *testing.T) {
+	w := newWorld(t, 100, "db", "db-spare")
+	w.backup("db")
+	w.write("db", 66)
+	s := &storage{Service: w.svc, exported: map[string]bool{"db": true}}
+	o := RecoverOptions{Service: afar.New(s, nvmehost.Host{Sys: t.TempDir()}), Repo: w.repo, Volumes: []string{"db"}}
+	res, err := Recover(t.Context(), o)
+	if err != nil || len(res.Volumes) != 1 || res.Volumes[0].Spare != "tank/db-spare-2" {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	w.holds("db", 2)
+	w.holds("db-spare-2", 66)
+	w.holds("db-spare", uint64(len("db-spare")))
+	if len(s.created) != 1 || s.created[0].Like != w.show("db").UUID || !s.created[0].Detached {
+		t.Errorf("created %+v", s.created)
+	}
+	// The one that is there does when it is exported.
+	w.write("db", 67)
+	s.exported["db-spare"] = true
+	if res, err := Recover(t.Context(), o); err != nil || res.Volumes[0].Spare != "tank/db-spare" || len(s.created) != 1 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	w.holds("db", 2)
+	w.holds("db-spare", 67)
 }

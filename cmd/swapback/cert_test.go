@@ -65,7 +65,15 @@ func TestThreeCommands(t *testing.T) {
 		t.Errorf("revoked: exit code %d, %s", code, errOut)
 	}
 	// A new one of the same client is good.
-	c.must(t, "cert", "issue", "host1", "--dir", dir, "--out", pem+"2")
+	const nqn = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
+	out = c.must(t, "cert", "issue", "host1", "--host", nqn, "--dir", dir, "--out", pem+"2")
+	text, err := os.ReadFile(filepath.Join(dir, "access"))
+	if err != nil || !strings.Contains(out, "host host1 "+nqn) || !strings.HasSuffix(string(text), "\nhost host1 "+nqn+"\n") {
+		t.Errorf("%v: issue says %s, and writes\n%s", err, out, text)
+	}
+	if _, errOut, code := c.run("cert", "issue", "host9", "--host", "host9.example.com", "--dir", dir); code != exitUsage || !strings.Contains(errOut, "hostnqn") {
+		t.Errorf("a host that is none: exit code %d, %s", code, errOut)
+	}
 	c.env[api.CertEnv] = pem + "2"
 	c.must(t, "volume", "list")
 }

@@ -90,6 +90,13 @@ func (s *Service) Close() error {
 	return errors.Join(errs...)
 }
 
+// volume is one of another machine's daemon, with its device here.
+func (s *Service) volume(ctx context.Context, ref string) (api.Volume, error) {
+	v, err := s.Service.Volume(ctx, ref)
+	v.Device = s.host.Device(v.UUID)
+	return v, err
+}
+
 // Attach implements [api.Service]: it connects the volume here, if it is exported.
 func (s *Service) Attach(ctx context.Context, ref string, req api.AttachRequest) (api.Volume, error) {
 	me, err := s.caller(ctx)
@@ -99,7 +106,7 @@ func (s *Service) Attach(ctx context.Context, ref string, req api.AttachRequest)
 	if me == nil {
 		return s.Service.Attach(ctx, ref, req)
 	}
-	v, err := s.Service.Volume(ctx, ref)
+	v, err := s.volume(ctx, ref)
 	if err != nil {
 		return api.Volume{}, err
 	}
@@ -176,7 +183,7 @@ func (s *Service) Detach(ctx context.Context, ref string) (api.Volume, error) {
 	if me == nil {
 		return s.Service.Detach(ctx, ref)
 	}
-	v, err := s.Service.Volume(ctx, ref)
+	v, err := s.volume(ctx, ref)
 	if err != nil {
 		return v, err
 	}
@@ -225,7 +232,7 @@ func (s *Service) DeleteVolume(ctx context.Context, ref string, force bool) erro
 		return err
 	}
 	if me != nil {
-		v, err := s.Service.Volume(ctx, ref)
+		v, err := s.volume(ctx, ref)
 		if err != nil {
 			return err
 		}
@@ -246,7 +253,7 @@ func (s *Service) Holders(ctx context.Context, ref string) ([]api.Holder, error)
 	if err != nil || me == nil {
 		return all, err
 	}
-	v, err := s.Service.Volume(ctx, ref)
+	v, err := s.volume(ctx, ref)
 	if err != nil || v.Device == "" {
 		return all, err
 	}

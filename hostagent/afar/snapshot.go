@@ -23,7 +23,7 @@ func (s *Service) OpenSnapshot(ctx context.Context, req api.SnapshotRequest) (ap
 		return s.Service.OpenSnapshot(ctx, req)
 	}
 	for _, ref := range req.Volumes {
-		v, err := s.Service.Volume(ctx, ref)
+		v, err := s.volume(ctx, ref)
 		if err == nil && v.Device == "" {
 			err = s.notHere(ctx, v)
 		}

@@ -94,7 +94,7 @@ func (s *Service) pass(ctx context.Context, req api.SwapRequest, err error) (api
 func (s *Service) connected(ctx context.Context, req api.SwapRequest) (here []api.Volume, err error) {
 	for _, p := range req.Pairs {
 		for _, ref := range []string{p.A, p.B} {
-			v, err := s.Service.Volume(ctx, ref)
+			v, err := s.volume(ctx, ref)
 			if err != nil {
 				return nil, err
 			}
