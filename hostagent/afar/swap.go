@@ -89,8 +89,8 @@ func (s *Service) pass(ctx context.Context, req api.SwapRequest, err error) (api
 	return s.Service.Swap(ctx, req)
 }
 
-// connected are the volumes of a swap that this machine has, once each. What it has only
-// because this has connected it goes.
+// connected are the volumes of a swap that this machine has. One that is about to show
+// failed content goes, if this has connected it: it looks like the volume that is back.
 func (s *Service) connected(ctx context.Context, req api.SwapRequest) (here []api.Volume, err error) {
 	for _, p := range req.Pairs {
 		for _, ref := range []string{p.A, p.B} {
@@ -98,10 +98,13 @@ func (s *Service) connected(ctx context.Context, req api.SwapRequest) (here []ap
 			if err != nil {
 				return nil, err
 			}
-			if err := s.letGo(ctx, v); err != nil {
-				return nil, err
+			if ref == p.B && p.Quarantine != nil {
+				if err := s.letGo(ctx, v); err != nil {
+					return nil, err
+				}
+				v.Device = s.host.Device(v.UUID)
 			}
-			if v.Device = s.host.Device(v.UUID); v.Device != "" {
+			if v.Device != "" {
 				here = append(here, v)
 			}
 		}
