@@ -15,6 +15,7 @@ import (
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/backup"
+	"github.com/swapback/swapback/hostagent/nvmehost"
 	"github.com/swapback/swapback/soak/rig"
 )
 
@@ -22,11 +23,15 @@ import (
 // keeps its backups itself. It is this machine, by loopback.
 type far struct {
 	*process
-	t   *testing.T
-	dir string // of the certificates and the repository
+	t      *testing.T
+	dir    string // of the certificates and the repository
+	secret string // by which the machine proves that it is rig.NVMeHost
 }
 
-const farAddress = "127.0.0.1:7443"
+const (
+	farAddress = "127.0.0.1:7443"
+	afarSize   = 32 * MiB
+)
 
 // startFar makes the authority and a client that speaks for [rig.NVMeHost], and one, named mute, that
 // has the same rights and speaks for nobody.
@@ -47,8 +52,14 @@ func startFar(t *testing.T) *far {
 			t.Fatalf("%q: %v %s", args, err, out)
 		}
 	}
-	d := startExporting(t, "--api-listen", farAddress, "--api-cert", filepath.Join(remote, "server.pem"), "--api-ca", filepath.Join(remote, "ca.pem"), "--api-access", filepath.Join(remote, "access"))
-	return &far{d, t, dir}
+	f := &far{t: t, dir: dir, secret: newSecret(t)}
+	for path, text := range map[string]string{f.path("secrets"): rig.NVMeHost + " " + f.secret, f.path("secret"): f.secret} {
+		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.process = startExporting(t, "--nvme-secrets", f.path("secrets"), "--api-listen", farAddress, "--api-cert", filepath.Join(remote, "server.pem"), "--api-ca", filepath.Join(remote, "ca.pem"), "--api-access", filepath.Join(remote, "access"))
+	return f
 }
 
 func (f *far) path(name string) string { return filepath.Join(f.dir, name) }
@@ -56,7 +67,7 @@ func (f *far) path(name string) string { return filepath.Join(f.dir, name) }
 // command is a program of that machine, as a client.
 func (f *far) command(client, program string, args ...string) *exec.Cmd {
 	cmd := exec.Command(program, args...)
-	cmd.Env = append(os.Environ(), api.ServerEnv+"="+farAddress, api.CertEnv+"="+f.path(client+".pem"), "SWAPBACK_REPO="+f.path("repo"), "SWAPBACK_RUN_DIR="+f.path("run"))
+	cmd.Env = append(os.Environ(), api.ServerEnv+"="+farAddress, api.CertEnv+"="+f.path(client+".pem"), "SWAPBACK_REPO="+f.path("repo"), "SWAPBACK_RUN_DIR="+f.path("run"), nvmehost.SecretEnv+"="+f.path("secret"))
 	return cmd
 }
 
@@ -134,17 +145,16 @@ func (f *far) disks(e api.Export) (list []string) {
 func TestAfar(t *testing.T) {
 	f := startFar(t)
 	f.Pool()
-	f.Volume("db", 48*MiB)
+	f.Volume("db", afarSize)
 	e := f.Export("db")
 	kernel := rig.OpenKernelLog(t)
 	f.swapback(1, []string{"not connected to this machine", "nvme connect -t tcp -a 127.0.0.1", e.NQN}, "backup", "create", "db")
-	device := f.Connect(e, "-i", "2")
-	data := rig.RandomBytes(20, 24<<20)
-	rig.WriteDevice(t, device, 0, data)
+	device := f.Connect(e, "-i", "2", "--dhchap-secret", f.secret)
+	rig.WriteDevice(t, device, 0, rig.RandomBytes(20, 6<<20))
 
 	t.Run("backups", func(t *testing.T) {
 		f.t = t
-		if v := f.backUp(device); v.Base != "" || v.ReadBytes != 48*MiB {
+		if v := f.backUp(device); v.Base != "" || v.ReadBytes != afarSize {
 			t.Errorf("the first backup: %+v", v)
 		}
 		// Each has a disk of its own, of which nothing may be in the page cache before.
@@ -206,16 +216,23 @@ func TestAfar(t *testing.T) {
 	t.Run("job", func(t *testing.T) {
 		f.t = t
 		rig.Tool(t, "mkfs.ext4", "-q", "-F", device)
-		f.job(e, device)
+		f.Leave("db", e)
+		f.job(e)
 	})
 	f.Leave("db", e)
 	kernel.ExpectQuiet(t)
 }
 
 // job runs a job whose step fails once, and looks at what is there then.
-func (f *far) job(e api.Export, device string) {
+// The volume is connected for the job only, as the machine's own files name it.
+func (f *far) job(e api.Export) {
 	t := f.t
 	t.Helper()
+	for path, text := range map[string]string{"/etc/nvme/hostnqn": rig.NVMeHost, "/etc/nvme/hostid": strings.TrimPrefix(rig.NVMeHost, rig.NVMeUUID)} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text+"\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	mountPoint := f.path("db")
 	if err := os.Mkdir(mountPoint, 0o755); err != nil {
 		t.Fatal(err)
@@ -252,6 +269,14 @@ steps:
 	if q := spare.Position.Quarantine; q == nil || q.Job != "j" || q.Step != "change" || q.ExitCode != 42 {
 		t.Errorf("label %+v", q)
 	}
+	if list := f.disks(e); len(list) > 0 {
+		t.Errorf("after the job the volume is still connected, as %q", list)
+	}
+	// The spare of the recovery by hand is connected as this is, with its secret.
+	if err := os.Remove(f.path("secret")); err != nil {
+		t.Fatal(err)
+	}
+	device := f.Connect(e, "-i", "2", "--dhchap-secret", f.secret)
 	dir := rig.Mount(t, device, "ext4")
 	if got, err := os.ReadFile(filepath.Join(dir, "data")); err != nil || string(got) != "change 2\n" {
 		t.Errorf("the volume holds %q, %v", got, err)
@@ -275,7 +300,7 @@ steps:
 	if e, err := f.Client.Export(t.Context(), "db-spare"); err != nil || len(e.Connected) != 0 {
 		t.Errorf("a restore leaves the spare connected: %+v, %v", e.Connected, err)
 	}
-	if !bytes.Equal(rig.ReadDevice(t, device, 0, int(48*MiB)), f.spareContent()) {
+	if !bytes.Equal(rig.ReadDevice(t, device, 0, int(afarSize)), f.spareContent()) {
 		t.Error("the restored spare differs from the recovered volume")
 	}
 }
@@ -287,5 +312,5 @@ func (f *far) spareContent() []byte {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return rig.ReadDevice(f.t, v.Device, 0, int(48*MiB))
+	return rig.ReadDevice(f.t, v.Device, 0, int(afarSize))
 }
