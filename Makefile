@@ -70,7 +70,7 @@ test: ## unit tests, then integration tests on both kernels (all of the newest)
 # The machines of "make test": KERNEL-GROUP, those that take longest first. On the
 # oldest kernel it leaves out what runs far above the kernel's interfaces, such as
 # the agent; "make test-vm KERNEL=6.12" runs that too.
-TEST_VMS = 7.3-crash 7.3-load 6.12-crash 7.3-daemon 6.12-load 7.3-long 6.12-daemon 7.3-rest 6.12-rest 7.3-network 6.12-network
+TEST_VMS = 7.3-crash 7.3-load 6.12-crash 7.3-daemon 6.12-load 7.3-long 6.12-daemon 7.3-network 7.3-rest 6.12-network 6.12-rest
 PKG_7.3-crash   = ./soak/crash
 PKG_7.3-load    = ./soak/power ./soak/storm
 PKG_7.3-long    = ./soak/chain ./soak/disks ./soak/limits ./soak/model

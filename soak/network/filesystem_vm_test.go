@@ -19,7 +19,7 @@ func TestHostFilesystem(t *testing.T) {
 	const size = 64 * MiB
 	d, h := start(t)
 	db, spare := d.Volume("db", size), d.Volume("db-spare", size)
-	e := d.export("db")
+	e := d.Export("db")
 	pem := filepath.Join(t.TempDir(), "host1.pem")
 	rig.Tool(t, "swapback", "cert", "issue", "host1", "--allow", "list,swap", "--volume", "tank/db,tank/db-spare", "--dir", d.certs, "--out", pem)
 	h.send(pem, h.dir+"/host1.pem")
@@ -43,7 +43,7 @@ func TestHostFilesystem(t *testing.T) {
 
 	// Mounted and connected: not now.
 	asks := append([]string{"swapback", "swap", "db", "db-spare"}, remote...)
-	if out, status := h.try(peer.Command{Args: asks}); status != 4 || !strings.Contains(out, hostNQN) {
+	if out, status := h.try(peer.Command{Args: asks}); status != 4 || !strings.Contains(out, rig.NVMeHost) {
 		t.Errorf("a swap under the host's filesystem: status %d, %s", status, out)
 	}
 	for _, state := range []struct{ name, sums string }{{"the good state", good}, {"the bad state", bad}} {

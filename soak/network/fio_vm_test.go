@@ -4,7 +4,9 @@ package network
 
 import (
 	"fmt"
+	"io"
 	"strings"
+	"sync"
 
 	"github.com/swapback/swapback/ci/peer"
 	"github.com/swapback/swapback/soak/rig"
@@ -17,6 +19,10 @@ type load struct {
 	// of the loop until done is closed
 	runs   int
 	failed error
+
+	mu      sync.Mutex
+	process *peer.Process // the run under way
+	killed  bool          // there is to be none any more
 }
 
 // fio is a command line of it. For the flags see rig's.
@@ -27,8 +33,14 @@ func fio(args []string) []string {
 func (h *host) loop(args ...string) *load {
 	l := &load{h: h, stop: make(chan struct{}), done: make(chan struct{})}
 	go l.run(fio(args))
-	h.t.Cleanup(func() { // for a test that failed
+	h.t.Cleanup(func() { // for a test that failed: its fio may wait for a daemon that is gone
 		l.end()
+		l.mu.Lock()
+		l.killed = true
+		if l.process != nil {
+			l.process.Kill()
+		}
+		l.mu.Unlock()
 		<-l.done
 	})
 	return l
@@ -43,7 +55,7 @@ func (l *load) run(args []string) {
 		default:
 		}
 		var out strings.Builder
-		status, err := l.h.Run(peer.Command{Args: args, Dir: l.h.dir}, &out, &out)
+		status, err := l.once(args, &out)
 		switch {
 		case err != nil:
 			l.failed = err
@@ -58,6 +70,21 @@ func (l *load) run(args []string) {
 	}
 }
 
+// once is one run.
+func (l *load) once(args []string, out io.Writer) (int, error) {
+	p, err := l.h.Start(peer.Command{Args: args, Dir: l.h.dir}, out, out)
+	if err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	l.process = p
+	if l.killed {
+		p.Kill()
+	}
+	l.mu.Unlock()
+	return p.Wait()
+}
+
 func (l *load) end() {
 	select {
 	case <-l.stop:
@@ -66,16 +93,22 @@ func (l *load) end() {
 	}
 }
 
-// check fails the test when fio has met an error or a wrong byte.
-func (l *load) check() {
-	l.h.t.Helper()
+// Ended and Err are for rig's WaitHostIO: the loop ends by itself when fio has met an
+// error or a wrong byte.
+func (l *load) Ended() bool {
 	select {
 	case <-l.done:
-		if l.failed != nil {
-			l.h.t.Fatal(l.failed)
-		}
+		return true
 	default:
+		return false
 	}
+}
+
+func (l *load) Err() error {
+	if !l.Ended() {
+		return nil
+	}
+	return l.failed
 }
 
 // finish waits for the run under way to end well, and returns how many did.
@@ -83,26 +116,8 @@ func (l *load) finish() int {
 	l.h.t.Helper()
 	l.end()
 	<-l.done
-	l.check()
-	return l.runs
-}
-
-// answered is how many commands a volume's hosts have been answered.
-func (d *daemon) answered(name string) uint64 {
-	d.t.Helper()
-	e, err := d.Client.Export(d.t.Context(), name)
-	if err != nil || e.IO == nil {
-		d.t.Fatalf("export of %s: %+v, %v", name, e, err)
+	if l.failed != nil {
+		l.h.t.Fatal(l.failed)
 	}
-	return e.IO.Reads + e.IO.Writes
-}
-
-// goesOn waits until a load has had n more commands answered.
-func (d *daemon) goesOn(name string, l *load, n uint64) {
-	d.t.Helper()
-	want := d.answered(name) + n
-	rig.WaitUntil(d.t, "the host's I/O to "+name+" to go on", func() bool {
-		l.check()
-		return d.answered(name) >= want
-	})
+	return l.runs
 }

@@ -20,7 +20,7 @@ func TestHostSeesNoError(t *testing.T) {
 	a, b := d.Volume("a", 32*MiB), d.Volume("b", 32*MiB)
 	d.Volume("c", 16*MiB)
 	d.Volume("d", 16*MiB)
-	ew, ea := d.export("w"), d.export("a")
+	ew, ea := d.Export("w"), d.Export("a")
 
 	found := h.run("nvme", "discover", "-t", "tcp", "-a", d.own, "-s", "4420")
 	if !strings.Contains(found, ew.NQN) || !strings.Contains(found, ea.NQN) || strings.Count(found, "subnqn:") != 3 { // with the discovery's own
@@ -45,25 +45,25 @@ func TestHostSeesNoError(t *testing.T) {
 		}
 		t.Logf("%s and %s: pause %.1f ms, %d held", x, y, res.Pause*1e3, res.Held)
 	}
-	if _, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}}); api.CodeOf(err) != api.CodeInUse || !strings.Contains(err.Error(), hostNQN) {
+	if _, err := d.Client.Swap(t.Context(), api.SwapRequest{Pairs: []api.SwapPair{{A: "a", B: "b"}}}); api.CodeOf(err) != api.CodeInUse || !strings.Contains(err.Error(), rig.NVMeHost) {
 		t.Errorf("a swap under a host: %v", err)
 	}
 	for range 3 {
-		d.goesOn("a", reads, 20)
-		d.goesOn("w", writes, 20)
+		d.WaitHostIO("a", reads, 20)
+		d.WaitHostIO("w", writes, 20)
 		swap("a", "b", true)
 		swap("c", "d", false)
 	}
 	for range 2 {
-		d.goesOn("a", reads, 20)
-		d.goesOn("w", writes, 50)
+		d.WaitHostIO("a", reads, 20)
+		d.WaitHostIO("w", writes, 50)
 		d.Kill()
 		d.Run()
 	}
-	d.goesOn("a", reads, 20)
-	d.goesOn("w", writes, 50)
+	d.WaitHostIO("a", reads, 20)
+	d.WaitHostIO("w", writes, 50)
 	swap("a", "b", true)
-	d.goesOn("a", reads, 20)
+	d.WaitHostIO("a", reads, 20)
 	t.Logf("%d runs of the reading fio, %d of the writing one", reads.finish(), writes.finish())
 
 	for _, name := range []string{"a", "b"} {

@@ -3,7 +3,6 @@
 package network
 
 import (
-	"encoding/json"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,13 +12,7 @@ import (
 	"github.com/swapback/swapback/soak/rig"
 )
 
-const (
-	MiB = rig.MiB
-
-	nvmeUUID = "nqn.2014-08.org.nvmexpress:uuid:"
-	hostID   = "11111111-2222-3333-4444-555555555555"
-	hostNQN  = nvmeUUID + hostID
-)
+const MiB = rig.MiB
 
 // host is the machine that uses the storage machine's volumes. When the test ends it
 // is disconnected, and fails the test if its kernel has complained.
@@ -54,12 +47,13 @@ func start(t *testing.T) (*daemon, *host) {
 	h := &host{m, t, "/run/test-" + t.Name()}
 	// What ends with the test is in this order: the host lets go before the pool is removed.
 	t.Cleanup(func() {
-		h.run("nvme", "disconnect-all")
+		h.script(`umount "$DIR/mnt" 2>/dev/null || true # of a test that failed
+			nvme disconnect-all`)
 		kernel.ExpectQuiet(t)
 		h.finish()
 	})
 	h.script(`modprobe nvme-tcp && rm -rf "$DIR" && mkdir -p "$DIR" /etc/nvme && dmesg --clear &&
-		echo "$NQN" >/etc/nvme/hostnqn && echo "$ID" >/etc/nvme/hostid`, "NQN="+hostNQN, "ID="+hostID)
+		echo "$NQN" >/etc/nvme/hostnqn && echo "$ID" >/etc/nvme/hostid`, "NQN="+rig.NVMeHost, "ID="+strings.TrimPrefix(rig.NVMeHost, rig.NVMeUUID))
 	d.Pool()
 	return d, h
 }
@@ -104,16 +98,6 @@ func (h *host) runWith(c peer.Command) string {
 func (h *host) script(text string, env ...string) string {
 	h.t.Helper()
 	return h.runWith(peer.Command{Args: []string{"bash", "-euc", text}, Env: append(env, "DIR="+h.dir)})
-}
-
-// export exports a volume to the host.
-func (d *daemon) export(name string) (e api.Export) {
-	d.t.Helper()
-	out := d.CLI(0, nil, "export", "create", name, "--host", hostNQN, "--json")
-	if err := json.Unmarshal([]byte(out), &e); err != nil || !e.Serving || len(e.Connect) != 1 || !strings.Contains(e.Connect[0], d.own) {
-		d.t.Fatalf("export %s: %v\n%s", name, err, out)
-	}
-	return e
 }
 
 // connect runs the line that an export shows, as an operator would who has a hurry to
