@@ -148,51 +148,39 @@ func (l *linux) noErrors(before string) {
 	}
 }
 
-// TestLinux: discover, connect, fio verify, a filesystem, reset, disconnect; with one
-// and two queues, with and without digests.
+// TestLinux: discover, connect, fio verify, a filesystem, reset, disconnect, without a
+// ring. With one, digests and other numbers of queues, cmd/swapbackd does that.
 func TestLinux(t *testing.T) {
-	for _, v := range []struct {
-		name string
-		opt  Options
-		args []string
-	}{
-		{"1 queue", Options{}, []string{"-i", "1"}},
-		{"2 queues, digests", Options{}, []string{"-i", "2", "-g", "-G"}},
-		{"no ring", Options{NoRing: true}, []string{"-i", "2"}},
-	} {
-		t.Run(v.name, func(t *testing.T) {
-			l := newLinux(t, v.opt)
-			before := run(t, "dmesg")
-			found := run(t, "nvme", "discover", "-t", "tcp", "-a", "127.0.0.1", "-s", l.port, "--hostnqn", nvmetest.HostNQN, "--hostid", vmHostID)
-			if !strings.Contains(found, testNQN) || !strings.Contains(found, "127.0.0.1") {
-				t.Errorf("discover: %s", found)
-			}
-			l.connect(v.args...)
-			l.look()
-			if out, err := l.fio(4).CombinedOutput(); err != nil {
-				t.Fatalf("fio: %v\n%s", err, out)
-			}
-			run(t, "mkfs.ext4", "-q", l.device)
-			mnt := t.TempDir()
-			run(t, "mount", l.device, mnt)
-			err := os.WriteFile(filepath.Join(mnt, "file"), bytes.Repeat([]byte("swapback"), 1<<18), 0o600)
-			run(t, "umount", mnt)
-			if err != nil {
-				t.Error(err)
-			}
-			run(t, "e2fsck", "-fn", l.device)
-			run(t, "nvme", "reset", l.controller())
-			eventually(t, "the device is back", l.find)
-			run(t, "e2fsck", "-fn", l.device)
-			run(t, "blkdiscard", l.device)
-			run(t, "blkdiscard", "-z", "-l", "1M", l.device)
-			l.noErrors(before)
-			l.disconnect()
-			s := l.ns.Stats()
-			if s.Errors != 0 || s.InFlight != 0 || s.Flushes == 0 || s.Discards == 0 || s.WriteZeroes == 0 {
-				t.Errorf("statistics: %+v", s)
-			}
-		})
+	l := newLinux(t, Options{NoRing: true})
+	before := run(t, "dmesg")
+	found := run(t, "nvme", "discover", "-t", "tcp", "-a", "127.0.0.1", "-s", l.port, "--hostnqn", nvmetest.HostNQN, "--hostid", vmHostID)
+	if !strings.Contains(found, testNQN) || !strings.Contains(found, "127.0.0.1") {
+		t.Errorf("discover: %s", found)
+	}
+	l.connect("-i", "2", "-g", "-G")
+	l.look()
+	if out, err := l.fio(4).CombinedOutput(); err != nil {
+		t.Fatalf("fio: %v\n%s", err, out)
+	}
+	run(t, "mkfs.ext4", "-q", l.device)
+	mnt := t.TempDir()
+	run(t, "mount", l.device, mnt)
+	err := os.WriteFile(filepath.Join(mnt, "file"), bytes.Repeat([]byte("swapback"), 1<<18), 0o600)
+	run(t, "umount", mnt)
+	if err != nil {
+		t.Error(err)
+	}
+	run(t, "e2fsck", "-fn", l.device)
+	run(t, "nvme", "reset", l.controller())
+	eventually(t, "the device is back", l.find)
+	run(t, "e2fsck", "-fn", l.device)
+	run(t, "blkdiscard", l.device)
+	run(t, "blkdiscard", "-z", "-l", "1M", l.device)
+	l.noErrors(before)
+	l.disconnect()
+	s := l.ns.Stats()
+	if s.Errors != 0 || s.InFlight != 0 || s.Flushes == 0 || s.Discards == 0 || s.WriteZeroes == 0 {
+		t.Errorf("statistics: %+v", s)
 	}
 }
 

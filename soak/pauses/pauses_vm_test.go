@@ -16,8 +16,8 @@ import (
 	"github.com/swapback/swapback/soak/rig"
 )
 
-// pauses are made all at once, each on volumes of its own; 0 is as short as it gets.
-// SOAK_PAUSES="0 75s" has others made.
+// pauses are made one after another; 0 is as short as it gets. SOAK_PAUSES="0 75s" has
+// others made.
 func pauses(t *testing.T) (list []time.Duration) {
 	text := os.Getenv("SOAK_PAUSES")
 	if text == "" {
@@ -43,6 +43,10 @@ func TestPauses(t *testing.T) {
 	}
 }
 
+// patience is a little longer than the daemon waits before it turns hosts away that can't
+// be told of a pause: they are connecting then, again and again.
+const patience = 55 * time.Second
+
 func swapsWithPauses(t *testing.T, native bool) {
 	rig.SetNativeMultipath(t, native)
 	rig.Tool(t, "modprobe", "nvme-tcp")
@@ -54,31 +58,12 @@ func swapsWithPauses(t *testing.T, native bool) {
 	d := rig.StartWith(t, rig.Options{Program: program, Args: []string{"--nvme-listen", "127.0.0.1"}, Env: []string{"SWAPBACK_FAILPOINT=@" + order}})
 	d.Pool()
 	kernel := rig.OpenKernelLog(t)
-
-	var volumes []*volume
-	for i, pause := range pauses(t) {
-		v := &volume{t: t, d: d, pause: pause, name: fmt.Sprint("a", i), other: fmt.Sprint("b", i)}
-		v.begin()
-		volumes = append(volumes, v)
+	v := &volume{t: t, d: d, order: order}
+	v.begin()
+	for _, pause := range pauses(t) {
+		v.swap(pause, native)
 	}
-	for _, v := range volumes {
-		v.load = d.StartFio(v.name, load(v.device))
-	}
-	for _, v := range volumes {
-		d.WaitHostIO(v.name, v.load, 20)
-		v.swap(order)
-	}
-	// In the middle of the longest: what a host asks a controller passes no gate.
-	longest := volumes[len(volumes)-1]
-	select {
-	case <-longest.swapped:
-		t.Errorf("the swap of %s is over already: %+v, %v", longest.name, longest.result, longest.err)
-	case <-time.After(time.Minute):
-	}
-	longest.look(native)
-	for _, v := range volumes {
-		v.end()
-	}
+	v.end()
 	kernel.ExpectQuiet(t)
 }
 
@@ -86,36 +71,30 @@ func swapsWithPauses(t *testing.T, native bool) {
 // and writes elsewhere. It is slow: what counts is that there is always a command under way.
 func load(device string) []string {
 	return []string{
-		"--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=4", "--bs=4k", "--rate_iops=20", "--time_based", "--runtime=3600",
+		"--filename=" + device, "--direct=1", "--ioengine=io_uring", "--iodepth=4", "--bs=4k", "--rate_iops=10", "--time_based", "--runtime=3600",
 		"--continue_on_error=all", "--output-format=json",
 		"--name=read", "--rw=randread", "--size=4m", "--verify=crc32c",
 		"--name=write", "--rw=randwrite", "--offset=8m", "--size=4m",
 	}
 }
 
-// volume is one that a host uses, with the one that it is swapped with.
+// volume is one that a host uses, and is swapped with another.
 type volume struct {
-	t           *testing.T
-	d           *rig.Daemon
-	pause       time.Duration
-	name, other string
-	export      api.Export
-	device      string
-	load        *rig.Fio
-	swapped     chan struct{}
-	result      api.SwapResult
-	err         error
+	t      *testing.T
+	d      *rig.Daemon
+	order  string // file of the daemon's failpoint
+	export api.Export
+	device string
 }
 
 func (v *volume) begin() {
 	v.t.Helper()
-	for _, name := range []string{v.name, v.other} {
-		rig.RunFio(v.t, []string{
-			"--name=fill", "--filename=" + v.d.Volume(name, size).Device, "--direct=1", "--ioengine=io_uring", "--iodepth=4", "--bs=4k",
-			"--rw=write", "--size=4m", "--verify=crc32c", "--do_verify=0",
-		})
+	args := []string{"--direct=1", "--ioengine=io_uring", "--iodepth=4", "--bs=4k", "--rw=write", "--size=4m", "--verify=crc32c", "--do_verify=0"}
+	for _, name := range []string{"a", "b"} {
+		args = append(args, "--name="+name, "--filename="+v.d.Volume(name, size).Device)
 	}
-	v.export = v.d.Export(v.name)
+	rig.RunFio(v.t, args)
+	v.export = v.d.Export("a")
 	v.device = v.d.Connect(v.export, "-i", "1")
 	// That somebody looks at the log does not make it a host that heeds it.
 	for ctrl := range rig.Controllers(v.export.NQN) {
@@ -123,36 +102,54 @@ func (v *volume) begin() {
 	}
 }
 
-// swap begins the swap, and returns when it waits behind the closed gates.
-func (v *volume) swap(order string) {
+// swap swaps the volume under load, with the gates closed for as long as the pause.
+func (v *volume) swap(pause time.Duration, native bool) {
 	v.t.Helper()
-	if v.pause > 0 {
+	fio := v.d.StartFio("a", load(v.device))
+	v.d.WaitHostIO("a", fio, 20)
+	if pause > 0 {
 		// Written whole, for the daemon may look at any time.
-		if err := os.WriteFile(order+".new", fmt.Appendf(nil, "swap: drained=%v", v.pause), 0o600); err != nil {
+		if err := os.WriteFile(v.order+".new", fmt.Appendf(nil, "swap: drained=%v", pause), 0o600); err != nil {
 			v.t.Fatal(err)
 		}
-		if err := os.Rename(order+".new", order); err != nil {
+		if err := os.Rename(v.order+".new", v.order); err != nil {
 			v.t.Fatal(err)
 		}
 	}
-	v.swapped = make(chan struct{})
+	var result api.SwapResult
+	swapped := make(chan error, 1)
 	go func() {
-		defer close(v.swapped)
-		v.result, v.err = v.d.Client.Swap(v.t.Context(), api.SwapRequest{
-			Pairs: []api.SwapPair{{A: v.name, B: v.other}}, AllowHolders: true, HoldFor: 3600,
+		var err error
+		result, err = v.d.Client.Swap(v.t.Context(), api.SwapRequest{
+			Pairs: []api.SwapPair{{A: "a", B: "b"}}, AllowHolders: true, HoldFor: 3600,
 		})
+		swapped <- err
 	}()
-	if v.pause == 0 {
-		<-v.swapped
-		return
+	if pause > 2*patience {
+		select {
+		case err := <-swapped:
+			v.t.Fatalf("the swap with a pause of %v is over already: %+v, %v", pause, result, err)
+		case <-time.After(patience):
+		}
+		v.look(native)
 	}
-	rig.WaitUntil(v.t, "the swap of "+v.name+" to have the gates closed", func() bool {
-		_, err := os.Stat(order)
-		return err != nil
-	})
+	if err := <-swapped; err != nil {
+		v.t.Fatalf("swap with a pause of %v: %v", pause, err)
+	}
+	v.d.WaitHostIO("a", fio, 20)
+	job := fio.Stop()
+	longest := time.Duration(max(job.Read.Lat.Max, job.Write.Lat.Max)).Round(time.Millisecond)
+	v.t.Logf("pause of %v: longest latency %v, %d held, %d refused", pause, longest, result.Held, result.Refused)
+	if job.TotalErr != 0 {
+		v.t.Errorf("pause of %v: fio saw %d errors, the first errno %d", pause, job.TotalErr, job.FirstError)
+	}
+	if longest < pause/2 || pause > 0 && result.Held == 0 {
+		v.t.Errorf("pause of %v: fio has seen no more than %v, and %d commands were held", pause, longest, result.Held)
+	}
 }
 
-// look is for a pause that has lasted for longer than hosts wait.
+// look is for a pause that has lasted for longer than hosts wait: what a host asks a
+// controller passes no gate.
 func (v *volume) look(native bool) {
 	v.t.Helper()
 	states := slices.Collect(maps.Values(rig.Controllers(v.export.NQN)))
@@ -174,23 +171,9 @@ func (v *volume) look(native bool) {
 	}
 }
 
-// end waits for the swap, wants I/O to go on after it, and what is written then to be right.
+// end wants what is written after all that to be right.
 func (v *volume) end() {
 	v.t.Helper()
-	<-v.swapped
-	if v.err != nil {
-		v.t.Fatalf("swap of %s: %v", v.name, v.err)
-	}
-	v.d.WaitHostIO(v.name, v.load, 20)
-	job := v.load.Stop()
-	longest := time.Duration(max(job.Read.Lat.Max, job.Write.Lat.Max)).Round(time.Millisecond)
-	v.t.Logf("pause of %v: longest latency %v, %d held, %d refused", v.pause, longest, v.result.Held, v.result.Refused)
-	if job.TotalErr != 0 {
-		v.t.Errorf("pause of %v: fio saw %d errors, the first errno %d", v.pause, job.TotalErr, job.FirstError)
-	}
-	if longest < v.pause/2 || v.pause > 0 && v.result.Held == 0 {
-		v.t.Errorf("pause of %v: fio has seen no more than %v, and %d commands were held", v.pause, longest, v.result.Held)
-	}
 	rig.RunFio(v.t, rig.HostJob(v.device, "64k", "--rw=randwrite", "--offset_increment=1m", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"))
-	v.d.Leave(v.name, v.export)
+	v.d.Leave("a", v.export)
 }
