@@ -345,7 +345,7 @@ func TestEveryCrashOnSomeMembers(t *testing.T) {
 	before, after, effects := outcomes(t, base, op, wholeMachine(t))
 	const all = 1<<3 - 1
 	seen := map[string]int{}
-	for n := 1; n <= effects+1; n++ {
+	for n := 1; n <= effects+1; n += stride() {
 		crashed := base.clone()
 		p := crashed.open(t)
 		crashed.effects, crashed.deadline = 0, n
