@@ -200,7 +200,7 @@ bench-backup: build harness ## backup and restore beside borg, restic and cp, on
 ci: ## what .ci/run does
 	@$(MAKE) test
 	@# The benchmark counts instructions: what runs beside it changes nothing there.
-	@$(MAKE) --output-sync=target --keep-going -j2 FUZZTIME=3s bench-check lint fuzz
+	@$(MAKE) --output-sync=target --keep-going -j2 FUZZTIME=5s bench-check lint fuzz
 
 .PHONY: clean
 clean: ## remove everything that was built
