@@ -93,7 +93,9 @@
 //
 // A subsystem has a list of hosts; others are refused, and do not see it in a discovery log.
 // A name is only a word: with SubsystemConfig.Authenticate a host has to prove on every queue
-// that it knows a secret (package auth), and gets nothing before.
+// that it knows a secret (package auth), and gets nothing before. It may do so again on a
+// queue that is in use, with the secret that holds by then: other commands go on meanwhile,
+// and the queue ends when it fails or is not through with it in time.
 //
 // # Limits
 //

@@ -4,11 +4,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/swapback/swapback/nvmeof/auth"
 	"github.com/swapback/swapback/nvmeof/nvmetest"
 	"github.com/swapback/swapback/nvmeof/wire"
 )
@@ -43,7 +45,14 @@ func FuzzConnection(f *testing.F) {
 	}
 	go target.Serve(l)
 	f.Cleanup(func() { target.Close(f.Context()) })
-	s, err := target.AddSubsystem(SubsystemConfig{NQN: testNQN, AnyHost: true})
+	key, err := auth.NewSecret(auth.SHA256)
+	if err != nil {
+		f.Fatal(err)
+	}
+	groups := []auth.Group{auth.GroupNull}
+	s, err := target.AddSubsystem(SubsystemConfig{NQN: testNQN, AnyHost: true, Authenticate: func(string) (auth.Config, bool) {
+		return auth.Config{Secret: key, Groups: groups}, true
+	}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -58,7 +67,8 @@ func FuzzConnection(f *testing.F) {
 	if _, err := s.AddNamespace(NamespaceConfig{Backend: b, UUID: [16]byte{1}}); err != nil {
 		f.Fatal(err)
 	}
-	cfg := nvmetest.Config{Addr: l.Addr().String(), Subsys: testNQN, Queues: 1, Depth: 8}
+	host := auth.Host{Host: nvmetest.HostNQN, Subsys: testNQN, Secret: key, Hashes: []auth.Hash{auth.SHA256}, Groups: groups}
+	cfg := nvmetest.Config{Addr: l.Addr().String(), Subsys: testNQN, Queues: 1, Depth: 8, Auth: &host}
 	good, err := nvmetest.Connect(cfg)
 	if err != nil {
 		f.Fatal(err)
@@ -94,6 +104,20 @@ func FuzzConnection(f *testing.F) {
 		wire.Data{Length: 512}.Put(data)
 		f.Add(uint8(3), append(command(cmd, 0), data...))
 		f.Add(uint8(7), append(command(cmd, 0), data...))
+	}
+
+	// A host that begins anew, asks, and begins once more; and one that makes no sense.
+	message := func(b []byte) []byte {
+		cmd := wire.SQE{}
+		cmd.SetAuthentication(wire.FCAuthSend, uint32(len(b)))
+		return append(command(cmd, len(b))[:wire.CapsuleCmdSize], b...)
+	}
+	ask := wire.SQE{SGL: wire.SGL{Length: wire.MaxAuthentication, Type: wire.SGLTransport}}
+	ask.SetAuthentication(wire.FCAuthReceive, wire.MaxAuthentication)
+	negotiate := (&auth.Host{Hashes: host.Hashes, Groups: groups}).Start()
+	for _, how := range []uint8{2, 3} {
+		f.Add(how, slices.Concat(message(negotiate), command(ask, 0), message(negotiate), command(ask, 0)))
+		f.Add(how, slices.Concat(message(make([]byte, 16)), message(negotiate[:16]), command(ask, 0)))
 	}
 
 	f.Fuzz(func(t *testing.T, how uint8, input []byte) {

@@ -12,7 +12,8 @@ type mail struct {
 	command uint16 // index of the command to answer, with success
 	result  uint64
 
-	abort *abort // instead
+	heard *heard // of that command, instead
+	abort *abort // instead of all that
 }
 
 // abort is the wish of an admin queue.
@@ -50,9 +51,12 @@ const notAborted = 1
 
 func (q *queue) readMail() {
 	for _, m := range q.takeMail(false) {
-		if m.abort != nil {
+		switch {
+		case m.abort != nil:
 			q.abortHeld(m.abort)
-		} else {
+		case m.heard != nil:
+			q.authenticated(&q.commands[m.command], m.heard)
+		default:
 			q.answer(&q.commands[m.command], wire.Success, m.result)
 		}
 	}

@@ -116,7 +116,7 @@ const (
 	phaseHeld
 	phaseParked
 	phaseBackend
-	phaseOthers  // it waits for other queues; see mail
+	phaseOthers  // it waits for other queues, or goroutines; see mail
 	phaseSending // its data waits to be sent
 )
 
@@ -338,6 +338,9 @@ func (q *queue) turn() (err error) {
 	if why := q.closing.Load(); why != nil {
 		return errors.New(*why)
 	}
+	if q.auth.over != nil {
+		return q.auth.over
+	}
 	if q.woken.Load() {
 		q.woken.Store(false)
 		q.tellEvents()
@@ -386,8 +389,8 @@ func (q *queue) deadline() (due time.Time) {
 	case q.state == stateAdmin && q.ctrl.kato > 0:
 		earlier(q.heard.Add(2 * q.ctrl.kato))
 	}
-	if q.auth.pending() {
-		earlier(q.authenticationDue())
+	if late := q.authenticationDue(); !late.IsZero() {
+		earlier(late)
 	}
 	if q.partial {
 		earlier(q.sincePDU.Add(q.target.opt.Patience))
@@ -407,7 +410,7 @@ func (q *queue) due() error {
 		return fmt.Errorf("no queue was connected within %v", opt.Handshake)
 	case q.state == stateAdmin && q.ctrl.kato > 0 && now.Sub(q.heard) >= 2*q.ctrl.kato:
 		return fmt.Errorf("keep alive expired: nothing was heard of the host for %v", now.Sub(q.heard).Round(time.Millisecond))
-	case q.auth.pending() && !now.Before(q.authenticationDue()):
+	case !q.authenticationDue().IsZero() && !now.Before(q.authenticationDue()):
 		return q.notAuthenticated()
 	case q.partial && now.Sub(q.sincePDU) >= opt.Patience:
 		return fmt.Errorf("the host has not sent the rest of a PDU for %v", opt.Patience)

@@ -20,7 +20,8 @@ import (
 //
 // in the form that nvme gen-dhchap-key prints (DHHC-1:00:…:). The second one is what we
 // prove to a host that asks. Empty lines and those that begin with # are passed over. The
-// file is read whenever a host connects, so that secrets can change at any time.
+// file is read whenever a host connects or authenticates anew, so that secrets can change at
+// any time.
 type secrets struct{ path string }
 
 // maxSecrets bounds the file: more than ten thousand hosts.

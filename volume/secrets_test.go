@@ -91,6 +91,10 @@ func TestSecretsShutOut(t *testing.T) {
 	write(testHost+" "+secret+"\n", 0o600)
 	want("a host with a secret", open, testHost, true, true)
 	want("a host with a secret, where one is needed", closed, testHost, true, true)
+	write(testHost+" "+newSecret(t, auth.SHA256)+"\n", 0o600)
+	want("a secret that has been replaced", open, testHost, true, false)
+	write(testHost+" "+secret+"\n", 0o600)
+	want("and put back", open, testHost, true, true)
 	want("a host without", open, testHost+"x", false, false)
 	want("a host without, where one is needed", closed, testHost+"x", true, false)
 	for _, mode := range []os.FileMode{0o640, 0o604, 0o620} {

@@ -47,7 +47,8 @@ const (
 	failed
 )
 
-// Controller authenticates one host on one queue. It belongs to one goroutine.
+// Controller authenticates one host on one queue, once. It belongs to one goroutine at a
+// time.
 type Controller struct {
 	cfg  Config
 	step step
@@ -65,6 +66,15 @@ type Controller struct {
 
 // NewController begins, with a host that is to send Negotiate.
 func NewController(cfg Config) *Controller { return &Controller{cfg: cfg.withDefaults()} }
+
+// Begins tells whether a message of a host is one that begins.
+func Begins(b []byte) bool {
+	kind, _, err := kindOf(b)
+	return err == nil && kind == msgNegotiate
+}
+
+// Ended tells whether all is said: the host has proved itself, or both know that it has not.
+func (c *Controller) Ended() bool { return c.step == done || c.step == failed }
 
 // Done tells whether the host has proved itself, and the controller what it was asked.
 func (c *Controller) Done() bool { return c.step == done }
@@ -86,8 +96,8 @@ func (c *Controller) Take(b []byte) {
 	switch {
 	case err != nil:
 		c.fail(ReasonPayload)
-	case kind == msgNegotiate && (c.step == awaitNegotiate || c.step == done || c.step == failed):
-		c.negotiated(b) // also again: a host may want to
+	case kind == msgNegotiate && c.step == awaitNegotiate:
+		c.negotiated(b)
 	case kind == msgFailure2:
 		c.step, c.why = failed, parseFailure(b)
 	case id != c.id:

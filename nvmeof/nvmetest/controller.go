@@ -137,7 +137,11 @@ func (c *Controller) authenticate(q *Queue, result uint64) error {
 	if result&wire.ConnectAuthRequired == 0 || c.Auth == nil {
 		return nil
 	}
-	h := *c.Auth
+	return c.Authenticate(q, *c.Auth)
+}
+
+// Authenticate proves on a queue who the host is, also again.
+func (c *Controller) Authenticate(q *Queue, h auth.Host) error {
 	h.Host, h.Subsys, h.ID = c.Host, c.Subsys, c.ID
 	return q.Authenticate(&h)
 }
