@@ -79,8 +79,9 @@ PKG_7.3-network = ./soak/network
 PKG_7.3-idle    = ./soak/pauses
 PKG_7.3-rest    = $(filter-out $(PKG_7.3-crash) $(PKG_7.3-load) $(PKG_7.3-long) $(PKG_7.3-daemon) $(PKG_7.3-network) $(PKG_7.3-idle),$(shell $(GO) list -f '.{{slice .ImportPath (len .Module.Path)}}' ./...))
 PKG_6.12-load   = ./soak/storm
+RUN_6.12-load   = ^Test(KillStorm|UpgradeUnderLoad)$$
 PKG_6.12-daemon = ./cmd/swapbackd
-RUN_6.12-daemon = ^Test(Host|Multipath|Export|ExportOutlivesTheDaemon|Swap.*|Stopped.*|VolumesTake.*|FioVerify)$$
+RUN_6.12-daemon = ^Test(Host|Multipath|Export|SwapUnderLoad|Stopped.*|FioVerify)$$
 PKG_6.12-rest   = ./ublk/... ./dmswap/... ./holders ./nvmeof/...
 PKG_6.12-idle   = ./soak/pauses
 

@@ -22,7 +22,7 @@ import (
 // SOAK_CALLS is how many calls there are, SOAK_SEED which: the same number
 // gives the same calls.
 func TestRandomCalls(t *testing.T) {
-	calls, seed := rig.CountOn(t, "SOAK_CALLS", 500, 250), rig.Count(t, "SOAK_SEED", 1)
+	calls, seed := rig.Count(t, "SOAK_CALLS", 250), rig.Count(t, "SOAK_SEED", 1)
 	began := time.Now()
 	w := newWalk(t, uint64(seed))
 	for n := 0; w.calls < calls; n++ {

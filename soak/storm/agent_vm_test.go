@@ -81,7 +81,7 @@ func TestAgentStorm(t *testing.T) {
 	a.expect(agentDone, []string{"after 1 recovery"}, "run", a.file)
 	a.whole = time.Since(began)
 	a.shows("change 2")
-	for kill := range rig.Count(t, "SOAK_AGENT_KILLS", 6) {
+	for kill := range rig.Count(t, "SOAK_AGENT_KILLS", 4) {
 		a.tidy()
 		a.strike(kill%2 == 1)
 	}

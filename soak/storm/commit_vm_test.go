@@ -19,7 +19,7 @@ func TestKilledBehindTheCommit(t *testing.T) {
 	a := d.Volume("a", 8*rig.MiB)
 	d.Volume("b", 8*rig.MiB)
 	cut := 0
-	for round := range rig.Count(t, "SOAK_COMMITS", 6) {
+	for round := range rig.Count(t, "SOAK_COMMITS", 4) {
 		before := d.Show("a").Position.ID
 		answer := make(chan error, 1)
 		go func() {

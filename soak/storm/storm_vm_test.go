@@ -92,7 +92,7 @@ func (s *storm) defaultKills() int {
 	if strings.HasPrefix(info.Kernel, "6.") {
 		return 4
 	}
-	return 20
+	return 10
 }
 
 // newRand is chance that a later run can repeat.

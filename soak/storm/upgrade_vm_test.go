@@ -37,7 +37,7 @@ func upgrade(t *testing.T, volumes int) {
 	p := startProber(t, probed.Device)
 	load := rig.LoopFio(t, verify(loaded.Device, "--ioengine=io_uring", "--direct=1", "--iodepth=8", "--offset_increment=32m"))
 	var pauses []time.Duration
-	for round := range rig.CountOn(t, "SOAK_UPGRADES", 4, 2) {
+	for round := range rig.Count(t, "SOAK_UPGRADES", 2) {
 		before := version(t, d)
 		d.WaitWrites("loaded", 50)
 		p.reset()
