@@ -40,7 +40,7 @@ func TestPowerCut(t *testing.T) {
 	disk.Close()
 	log := disk.Log()
 	b := newBench(t, j, log, seed)
-	points := b.choose(random, rig.CountOn(t, "SOAK_POINTS", 120, 60))
+	points := b.choose(random, rig.CountOn(t, "SOAK_POINTS", 320, 60))
 	t.Logf("SOAK_SEED=%d: %d entries in %d MiB, %d events, %d operations, %d writes, %d files; %d cuts",
 		seed, len(log.Entries), log.Size/rig.MiB, j.events, len(j.ops), len(j.records), len(j.files), len(points))
 	failed := 0
