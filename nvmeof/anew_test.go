@@ -138,8 +138,13 @@ func TestAnewGoesOnMeanwhile(t *testing.T) {
 		r, k := keysRig(t, opt)
 		h := k.renew(t)
 		c := r.connectAs(&h)
-		h.Host, h.Subsys = c.Host, anewNQN
-		slow, wait := c.IO[0], make(chan struct{})
+		slow, wait := c.Admin, make(chan struct{})
+		works := func(t *testing.T, when string, queues ...*nvmetest.Queue) {
+			works(t, when, queues...)
+			if _, err := c.Identify(wire.CNSController, 0); err != nil {
+				t.Errorf("%s, admin queue: %v", when, err)
+			}
+		}
 		k.set(true, wait)
 		negotiate := h.Start()
 		cmd := wire.SQE{}
@@ -161,12 +166,12 @@ func TestAnewGoesOnMeanwhile(t *testing.T) {
 		works(t, "then", c.IO...)
 		// And never ended.
 		for range 3 {
-			if err := send(slow, negotiate); err != nil {
+			if err := send(c.IO[0], negotiate); err != nil {
 				t.Error(err)
 			}
 		}
 		works(t, "before its time is over", c.IO...)
-		<-slow.Done()
+		<-c.IO[0].Done()
 		works(t, "the other queue", c.IO[1])
 	})
 }
@@ -179,6 +184,12 @@ func TestAnewFails(t *testing.T) {
 		c := r.connectAs(&old)
 		right := k.renew(t)
 		works(t, "with a secret that has changed", c.IO...)
+		if err := c.Authenticate(c.IO[0], old); err != nil {
+			t.Errorf("what the admin queue has proved: %v", err)
+		}
+		if err := c.Authenticate(c.Admin, right); err != nil {
+			t.Errorf("the new secret: %v", err)
+		}
 		if err := c.Authenticate(c.IO[0], old); !errors.Is(err, auth.ReasonFailed) {
 			t.Errorf("the old secret: %v", err)
 		}
@@ -204,10 +215,10 @@ func TestAnewFails(t *testing.T) {
 
 		c = r.connectAs(&right)
 		k.set(false, nil)
-		if err := c.Authenticate(c.IO[0], right); !errors.Is(err, auth.ReasonFailed) {
+		if err := c.Authenticate(c.Admin, right); !errors.Is(err, auth.ReasonFailed) {
 			t.Errorf("a secret that was taken away: %v", err)
 		}
-		<-c.IO[0].Done()
+		<-c.Admin.Done()
 	})
 }
 

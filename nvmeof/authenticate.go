@@ -14,6 +14,7 @@ import (
 // that has ended, the queue goes on with what was proved before.
 type authentication struct {
 	talk   *auth.Controller // with the host; nil: there was none. Another goroutine's while busy
+	cfg    auth.Config      // that talk goes by
 	asked  bool             // Connect has asked for it
 	proved bool             // once, at least
 	ended  bool             // talk has come to its end
@@ -28,31 +29,35 @@ func (a *authentication) pending() bool { return a.asked && !a.proved }
 // requireAuthentication begins it, if the subsystem wants it of the host, and returns
 // what the result of Connect says about it.
 func (q *queue) requireAuthentication() uint64 {
-	talk := q.newTalk()
-	if talk == nil {
+	cfg, needed := q.secrets()
+	if !needed {
 		return 0
 	}
-	q.auth = authentication{talk: talk, asked: true, began: time.Now()}
+	q.auth = authentication{talk: auth.NewController(cfg), cfg: cfg, asked: true, began: time.Now()}
 	return wire.ConnectAuthRequired
 }
 
-// newTalk is one with the secrets that hold now; nil: the host need prove nothing. It may
-// be called from any goroutine, and reads files, or whatever else Authenticate does.
-func (q *queue) newTalk() *auth.Controller {
-	ask := q.ctrl.subsys.config.Authenticate
-	if ask == nil {
-		return nil
+// secrets are those that hold now; false: the host need prove nothing, and can't. It may be
+// called from any goroutine, and reads files, or whatever else Authenticate does.
+func (q *queue) secrets() (cfg auth.Config, needed bool) {
+	if ask := q.ctrl.subsys.config.Authenticate; ask != nil {
+		cfg, needed = ask(q.ctrl.host.name)
 	}
-	cfg, needed := ask(q.ctrl.host.name)
 	if !needed {
-		return nil
+		cfg = auth.Config{}
 	}
-	return q.talkOf(cfg)
+	cfg.Host, cfg.Subsys = q.ctrl.host.name, q.ctrl.subsys.config.NQN
+	return cfg, needed
 }
 
-func (q *queue) talkOf(cfg auth.Config) *auth.Controller {
-	cfg.Host, cfg.Subsys = q.ctrl.host.name, q.ctrl.subsys.config.NQN
-	return auth.NewController(cfg)
+// secretsAnew are those for a host that begins anew. I/O queues go by what the admin queue
+// has proved: a host goes from one to the other, and a secret that is replaced meanwhile
+// would cost it those that it has not come to.
+func (q *queue) secretsAnew() (cfg auth.Config, needed bool) {
+	if proved := q.ctrl.proved.Load(); q.id != 0 && proved != nil {
+		return *proved, true
+	}
+	return q.secrets()
 }
 
 func isAuthentication(c *command) bool {
@@ -95,31 +100,32 @@ func (q *queue) hear(c *command) {
 	if a.began.IsZero() {
 		a.began = time.Now()
 	}
-	talk, asked := a.talk, a.asked
+	talk, cfg, asked := a.talk, a.cfg, a.asked
 	q.aside(c, func() heard {
 		if anew {
-			if talk = q.newTalk(); talk == nil && !asked {
+			var needed bool
+			if cfg, needed = q.secretsAnew(); !needed && !asked {
 				return heard{status: wire.InvalidOpcode | wire.DNR} // it came in by its name, and still does
 			}
-			if talk == nil { // the secret that it has proved is none any more
-				talk = q.talkOf(auth.Config{})
-			}
+			// One who was asked and need no longer prove anything had a secret, which is none
+			// any more: it fails.
+			talk = auth.NewController(cfg)
 		}
 		talk.Take(message)
-		return heard{talk: talk}
+		return heard{talk: talk, cfg: cfg}
 	})
 }
 
 // speak sends the host what there is to say.
 func (q *queue) speak(c *command) {
-	talk := q.auth.talk
+	talk, cfg := q.auth.talk, q.auth.cfg
 	q.aside(c, func() heard {
 		message, err := talk.Give()
 		if err != nil {
 			q.log.Error("nvmeof: authentication", "err", err)
 			return heard{status: wire.InternalError}
 		}
-		return heard{talk: talk, message: message}
+		return heard{talk: talk, cfg: cfg, message: message}
 	})
 }
 
@@ -127,6 +133,7 @@ func (q *queue) speak(c *command) {
 type heard struct {
 	status  wire.Status // other than Success: nothing has, and the command fails
 	talk    *auth.Controller
+	cfg     auth.Config
 	message []byte // what the host is to be told; nil: it is its turn
 }
 
@@ -158,7 +165,7 @@ func (q *queue) authenticated(c *command, h *heard) {
 		q.fail(c, h.status)
 		return
 	}
-	a.talk = h.talk
+	a.talk, a.cfg = h.talk, h.cfg
 	n, _ := c.sqe.Authentication()
 	switch {
 	case c.sqe.FCType == wire.FCAuthSend:
@@ -186,6 +193,13 @@ func (q *queue) concluded() {
 	a := &q.auth
 	err := a.talk.Err()
 	if err == nil {
+		if q.id == 0 {
+			cfg := a.cfg
+			q.ctrl.proved.Store(&cfg)
+			if a.proved {
+				q.log.Info("nvmeof: a host has proved anew who it is", "host", q.ctrl.host.name, "subsystem", q.ctrl.subsys.config.NQN)
+			}
+		}
 		a.proved, a.began = true, time.Time{}
 		return
 	}

@@ -3,8 +3,10 @@ package nvmeof
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/swapback/swapback/nvmeof/auth"
 	"github.com/swapback/swapback/nvmeof/wire"
 )
 
@@ -23,6 +25,10 @@ type controller struct {
 	host   host
 	kato   time.Duration // 0: none; of the admin queue's goroutine after Connect
 	gone   chan struct{} // closed when no queue is left
+
+	// proved are the secrets that the admin queue was authenticated with last; nil: it
+	// was not.
+	proved atomic.Pointer[auth.Config]
 
 	mu       sync.Mutex
 	cc       uint32

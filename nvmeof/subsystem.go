@@ -24,9 +24,9 @@ type SubsystemConfig struct {
 	// AnyHost lets everybody in.
 	AnyHost bool
 	// Authenticate says how a host has to prove who it is, on each of its queues; false:
-	// it need not. It is asked at every Connect, and whenever a host begins anew on a
-	// queue that it has, so that secrets may change; from any goroutine. nil: nobody has
-	// to. Without it a name is no more than a word.
+	// it need not. It is asked at every Connect, and when a host begins anew on its admin
+	// queue (its I/O queues go by what that has proved), so that secrets may change; from
+	// any goroutine. nil: nobody has to. Without it a name is no more than a word.
 	Authenticate func(host string) (auth.Config, bool)
 	// Namespaces are there from the beginning: a host that comes back to a subsystem
 	// without them takes them for removed.

@@ -299,6 +299,62 @@ func TestExportAsksForSecrets(t *testing.T) {
 	d.Leave("a", e)
 }
 
+// TestExportRenewsSecrets: a secret is replaced while the host is connected, which proves
+// the new one on the connections that it has, and reads on.
+func TestExportRenewsSecrets(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secrets")
+	secret, own := newSecret(t), newSecret(t)
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep := func() { write(path, rig.NVMeHost+" "+secret+" "+own) }
+	keep()
+	d := startExporting(t, "--nvme-secrets", path)
+	d.Pool()
+	d.Volume("a", 16*MiB)
+	e := d.Export("a", "--authenticate")
+	device := d.Connect(e, "-i", "2", "--dhchap-secret", secret, "--dhchap-ctrl-secret", own)
+	name, dir := "", ""
+	for name = range rig.Controllers(e.NQN) {
+		dir = filepath.Join("/sys/class/nvme", name)
+	}
+	id := func() string {
+		text, _ := os.ReadFile(filepath.Join(dir, "cntlid"))
+		return string(text)
+	}
+	proofs := func() int { return strings.Count(rig.Tool(t, "dmesg"), name+": qid 0: authenticated") }
+	first := id()
+	load := startReader(t, device)
+	for n := range 3 {
+		before := proofs()
+		switch n {
+		case 0: // the one that it has
+			write(filepath.Join(dir, "dhchap_secret"), secret)
+		case 1:
+			secret = newSecret(t)
+			keep()
+			write(filepath.Join(dir, "dhchap_secret"), secret)
+		case 2:
+			own = newSecret(t)
+			keep()
+			write(filepath.Join(dir, "dhchap_ctrl_secret"), own)
+		}
+		rig.WaitUntil(t, "the host to prove itself anew", func() bool { return proofs() > before })
+		load.waitReads(20)
+	}
+	load.stop()
+	if n := load.busy.Load() + load.other.Load(); n > 0 || id() != first {
+		t.Errorf("%d errors; controller %q was %q", n, id(), first)
+	}
+	write(filepath.Join(dir, "dhchap_secret"), newSecret(t))
+	rig.WaitUntil(t, "a host with a wrong secret to lose its connection", func() bool {
+		return rig.Controllers(e.NQN)[name] != "live" || id() != first
+	})
+}
+
 func newSecret(t *testing.T) string {
 	t.Helper()
 	s, err := auth.NewSecret(auth.SHA256)
