@@ -161,12 +161,15 @@ ifeq ($(NATIVE),)
 endif
 
 # What hosts get by NVMe/TCP, beside the kernel's target on the raw device. Four
-# processors, as the initiator makes no more queues than there are.
+# processors, as the initiator makes no more queues than there are. Without erms, with
+# which exact mode counts an instruction for each byte copied to or from a process, and
+# one for eight bytes copied inside the kernel (CPU=max: with it).
 NVME_ROWS = randread-4k-qd1,randread-4k-qd32,randwrite-4k-qd1,randwrite-4k-qd32,read-128k-qd8,write-128k-qd8
+comma := ,
 .PHONY: bench-nvme
 bench-nvme: build harness ## exported volumes beside the kernel's NVMe/TCP target, exact (MODE=wall: by the clock); build/bench/nvme/index.html
 	@mkdir -p build/bench/nvme
-	@CPUS=$${CPUS:-4} $(BENCH_VM) 'bench run -remote -rows $(NVME_ROWS) -out $$SWAPBACK_OUT/nvme'
+	@CPUS=$${CPUS:-4} $(if $(BENCH_EXACT),CPU=$${CPU:-max$(comma)-erms}) $(BENCH_VM) 'bench run -remote -rows $(NVME_ROWS) -out $$SWAPBACK_OUT/nvme'
 
 .PHONY: bench-short
 bench-short: build harness ## the rows that are compared with other servers, in exact mode

@@ -47,7 +47,7 @@ func runMachine(ctx context.Context, o *options, stdout, stderr io.Writer, notic
 	}
 	defer work.remove()
 
-	m := qemu.Machine{CPUs: o.cpus, Memory: o.memory, Kernel: k.Image, Initrd: work.path("initrd"), Console: work.path(firstLog)}
+	m := qemu.Machine{CPUs: o.cpus, CPU: o.cpu, Memory: o.memory, Kernel: k.Image, Initrd: work.path("initrd"), Console: work.path(firstLog)}
 	if o.out != "" {
 		if m.Out, err = filepath.Abs(o.out); err != nil {
 			return 0, fmt.Errorf("find the folder %s: %w", o.out, err)
@@ -72,7 +72,7 @@ func runMachine(ctx context.Context, o *options, stdout, stderr io.Writer, notic
 		return 0, err
 	}
 	if peer != nil {
-		b.peer = &qemu.Machine{CPUs: peerCPUs, Memory: o.memory, Kernel: k.Image, Initrd: work.path("initrd-peer"), Console: work.path(peerLog)}
+		b.peer = &qemu.Machine{CPUs: peerCPUs, CPU: o.cpu, Memory: o.memory, Kernel: k.Image, Initrd: work.path("initrd-peer"), Console: work.path(peerLog)}
 		if err := writeInitrd(ctx, k, peer, b.peer.Initrd); err != nil {
 			return 0, err
 		}

@@ -38,6 +38,7 @@ type options struct {
 	diskDir  string
 	memory   string
 	cpus     int
+	cpu      string
 	timeout  time.Duration
 	boot     time.Duration
 	out      string
@@ -110,6 +111,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	f.StringVar(&o.diskDir, "disk-dir", os.Getenv("DISK_DIR"), "folder that keeps the disks between runs; empty for new ones ($DISK_DIR)")
 	f.StringVar(&o.memory, "mem", envOr("MEM", "4G"), "memory of the machine ($MEM)")
 	f.IntVar(&o.cpus, "cpus", envInt("CPUS", 2), "processors of the machine ($CPUS)")
+	f.StringVar(&o.cpu, "cpu", os.Getenv("CPU"), "emulated processor, as QEMU's -cpu has it; empty for the usual one ($CPU)")
 	f.DurationVar(&o.timeout, "timeout", envDuration("VM_TIMEOUT", 30*time.Minute), "how long the command may take ($VM_TIMEOUT)")
 	f.DurationVar(&o.boot, "boot-timeout", envDuration("VM_BOOT_TIMEOUT", 3*time.Minute), "how long a boot may take ($VM_BOOT_TIMEOUT)")
 	f.StringVar(&o.out, "out", os.Getenv("OUT"), "folder of the host that the command may write to as /out ($OUT)")

@@ -15,7 +15,7 @@ import (
 func clearEnv(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{
-		"KERNEL", "ACCEL", "DISKS", "DISK_SIZE", "DISK_DIR", "MEM", "CPUS", "VM_TIMEOUT", "VM_BOOT_TIMEOUT", "OUT", "ICOUNT", "NATIVE", "QUIET", "VM_ENV", "VM_CMD",
+		"KERNEL", "ACCEL", "DISKS", "DISK_SIZE", "DISK_DIR", "MEM", "CPUS", "CPU", "VM_TIMEOUT", "VM_BOOT_TIMEOUT", "OUT", "ICOUNT", "NATIVE", "QUIET", "VM_ENV", "VM_CMD",
 	} {
 		t.Setenv(name, "")
 	}
@@ -32,6 +32,7 @@ func TestParse(t *testing.T) {
 	}
 	t.Setenv("VM_CMD", "a\n$b 'c'\n")
 	t.Setenv("DISKS", "3")
+	t.Setenv("CPU", "max,-erms")
 	t.Setenv("VM_TIMEOUT", "90")
 	t.Setenv("VM_ENV", "DISKS NOT_SET X=1")
 	t.Setenv("NATIVE", "1")
@@ -39,7 +40,7 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.command != "a\n$b 'c'\n" || o.disks != 3 || o.timeout != 90*time.Second || !o.native {
+	if o.command != "a\n$b 'c'\n" || o.disks != 3 || o.timeout != 90*time.Second || !o.native || o.cpu != "max,-erms" {
 		t.Errorf("from the environment: %+v", o)
 	}
 	if want := []string{"Y=2", "DISKS=3", "X=1"}; !slices.Equal(o.env, want) {

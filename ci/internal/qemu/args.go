@@ -29,8 +29,10 @@ const (
 
 // Machine describes one machine.
 type Machine struct {
-	Accel  Accel
-	CPUs   int
+	Accel Accel
+	CPUs  int
+	// CPU is an emulated processor, as QEMU's -cpu has it; empty for what Accel makes.
+	CPU    string
 	Memory string
 	Kernel string
 	Initrd string
@@ -58,18 +60,24 @@ type Disk struct {
 // Args is QEMU's command line, without the program.
 func (m *Machine) Args() []string {
 	a := []string{"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot", "-machine", "q35"}
+	cpu := "max"
 	switch m.Accel {
 	case KVM:
-		a = append(a, "-accel", "kvm", "-cpu", "host")
+		a = append(a, "-accel", "kvm")
+		cpu = "host"
 	case Exact:
-		a = append(a, "-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=off")
+		a = append(a, "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off")
 	default:
 		// Without what costs an emulator much and a test nothing: a page table more to
 		// walk, and stac and clac around each access to user space. A sixth of the
 		// processor time of the tests of dmswap.
-		a = append(a, "-accel", "tcg,thread=multi", "-cpu", "max,-la57,-smap,-smep,-umip")
+		a = append(a, "-accel", "tcg,thread=multi")
+		cpu = "max,-la57,-smap,-smep,-umip"
 	}
-	a = append(a,
+	if m.CPU != "" && m.Accel != KVM {
+		cpu = m.CPU
+	}
+	a = append(a, "-cpu", cpu,
 		"-smp", fmt.Sprint(m.CPUs), "-m", m.Memory,
 		"-kernel", m.Kernel, "-initrd", m.Initrd,
 		"-append", strings.Join([]string{

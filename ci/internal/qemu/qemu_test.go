@@ -39,6 +39,20 @@ func TestArgs(t *testing.T) {
 	if a := m.Args(); !slices.Contains(a, "shift=0,sleep=off") || !slices.Contains(a, "tcg,thread=single") {
 		t.Errorf("exact mode: %v", a)
 	}
+	for _, c := range []struct {
+		accel Accel
+		cpu   string
+		want  string
+	}{
+		{Exact, "", "-cpu max -smp"}, {Exact, "max,-erms", "-cpu max,-erms -smp"},
+		{TCG, "", "-cpu max,-la57,-smap,-smep,-umip -smp"}, {TCG, "qemu64", "-cpu qemu64 -smp"},
+		{KVM, "max,-erms", "-cpu host -smp"},
+	} {
+		m.Accel, m.CPU = c.accel, c.cpu
+		if line := strings.Join(m.Args(), " "); !strings.Contains(line, c.want) {
+			t.Errorf("%s with the processor %q: no %q in %s", c.accel, c.cpu, c.want, line)
+		}
+	}
 }
 
 func TestNetworkArgs(t *testing.T) {
