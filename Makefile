@@ -162,8 +162,8 @@ endif
 
 # What hosts get by NVMe/TCP, beside the kernel's target on the raw device. Four
 # processors, as the initiator makes no more queues than there are. Without erms, with
-# which exact mode counts an instruction for each byte copied to or from a process, and
-# one for eight bytes copied inside the kernel (CPU=max: with it).
+# which exact mode counts an instruction for each byte copied to or from a process, but
+# not for those copied inside the kernel (CPU=max: with it).
 NVME_ROWS = randread-4k-qd1,randread-4k-qd32,randwrite-4k-qd1,randwrite-4k-qd32,read-128k-qd8,write-128k-qd8
 comma := ,
 .PHONY: bench-nvme
