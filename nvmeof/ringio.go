@@ -29,11 +29,19 @@ func (r *ringLoop) submit(c *command, flags uint8) {
 	e := r.entry()
 	switch c.op {
 	case OpRead:
+		if r.isPinned(c) {
+			e.PrepReadFixed(fd, addr(c.data[c.done:]), uint32(c.n-c.done), c.off+c.done, c.index)
+			break
+		}
 		e.PrepRead(fd, addr(c.data[c.done:]), uint32(c.n-c.done), c.off+c.done)
 	case OpWrite:
 		var rw uint32
 		if c.sqe.CDW12&wire.ControlFUA != 0 {
 			rw = unix.RWF_DSYNC
+		}
+		if r.isPinned(c) {
+			e.PrepWriteFixed(fd, addr(c.data[c.done:]), uint32(c.n-c.done), c.off+c.done, c.index, rw)
+			break
 		}
 		e.PrepWrite(fd, addr(c.data[c.done:]), uint32(c.n-c.done), c.off+c.done, rw)
 	case OpFlush:

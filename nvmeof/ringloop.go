@@ -32,6 +32,7 @@ type ringLoop struct {
 	sentAt    time.Time // since when the host has taken nothing
 	waking    bool      // the read of the eventfd is under way
 	keeps     bool      // one of the reserved processors of Go's scheduler
+	pinned    int       // so many commands have the beginning of their buffer registered
 	home      home
 	ending    bool  // what completes is not answered any more
 	err       error // of the connection
@@ -104,6 +105,7 @@ func (r *ringLoop) open() error {
 		_ = unix.Close(r.fd)
 		return err
 	}
+	r.pin()
 	q.waking.Lock()
 	q.wakeFD, q.socket = wakeFD, r.fd
 	q.waking.Unlock()
@@ -113,6 +115,31 @@ func (r *ringLoop) open() error {
 	q.woken.Store(true) // somebody may have called before
 	return nil
 }
+
+// What is registered with the ring, 128 KiB of memory that each queue holds for its life:
+// the commands that were used last are used first, so those of few at a time are among
+// the first, and most of what is small fits a page.
+const (
+	pinCommands = 32
+	pinSize     = 4 << 10
+)
+
+// pin registers the beginnings of the first commands' buffers. The kernel then need not
+// find, pin and mark their pages for every transfer. Where there is a limit on locked
+// memory it may refuse, and nothing is lost but that.
+func (r *ringLoop) pin() {
+	bufs := make([][]byte, 0, pinCommands)
+	for i := range r.q.commands[:min(len(r.q.commands), pinCommands)] {
+		b := r.q.commands[i].buffer
+		bufs = append(bufs, b[:min(len(b), pinSize)])
+	}
+	if r.ring.RegisterBuffers(bufs) == nil {
+		r.pinned = len(bufs)
+	}
+}
+
+// isPinned tells whether the data of a command lies in what is registered.
+func (r *ringLoop) isPinned(c *command) bool { return int(c.index) < r.pinned && c.n <= pinSize }
 
 // run serves until the connection ends.
 func (r *ringLoop) run() error {
