@@ -3,105 +3,17 @@
 package main
 
 import (
-	"io"
 	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/swapback/swapback/api"
 	"github.com/swapback/swapback/soak/rig"
 )
-
-// cable is what leads from a host to a listener, and can be cut.
-type cable struct {
-	t  *testing.T
-	to string
-
-	mu       sync.Mutex
-	listener net.Listener
-	whole    bool
-	conns    []net.Conn
-	carried  int64 // bytes, both ways
-	ended    sync.WaitGroup
-}
-
-func newCable(t *testing.T, to string) *cable {
-	t.Helper()
-	c := &cable{t: t, to: to}
-	c.mend("127.0.0.1:0")
-	t.Cleanup(func() {
-		c.cut()
-		c.ended.Wait()
-	})
-	return c
-}
-
-// mend listens, and leads on from there.
-func (c *cable) mend(addr string) {
-	c.t.Helper()
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.mu.Lock()
-	c.listener, c.whole = l, true
-	c.mu.Unlock()
-	c.ended.Go(func() {
-		for {
-			from, err := l.Accept()
-			if err != nil {
-				return
-			}
-			to, err := net.Dial("tcp", c.to)
-			if err != nil {
-				from.Close()
-				continue
-			}
-			c.mu.Lock()
-			if !c.whole {
-				c.mu.Unlock()
-				from.Close()
-				to.Close()
-				continue
-			}
-			c.conns = append(c.conns, from, to)
-			c.mu.Unlock()
-			c.ended.Go(func() { c.carry(to, from) })
-			c.ended.Go(func() { c.carry(from, to) })
-		}
-	})
-}
-
-func (c *cable) carry(to, from net.Conn) {
-	n, _ := io.Copy(to, from)
-	to.Close()
-	from.Close()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.carried += n
-}
-
-// cut ends all connections, and those that are tried from now on. It returns how many
-// bytes have come through.
-func (c *cable) cut() int64 {
-	c.mu.Lock()
-	c.listener.Close()
-	c.whole = false
-	for _, conn := range c.conns {
-		conn.Close()
-	}
-	c.conns = nil
-	c.mu.Unlock()
-	c.ended.Wait()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.carried
-}
 
 // TestMultipath: a host with native multipath reaches a volume by two listeners. It loses
 // the one and the other while it verifies what it writes, and sees no error.
@@ -123,8 +35,8 @@ func TestMultipath(t *testing.T) {
 	}
 	device := d.Connect(e, "-i", "1", "--reconnect-delay", "1")
 	direct := slices.Collect(maps.Keys(rig.Controllers(e.NQN)))[0]
-	second := newCable(t, "127.0.0.1:4421")
-	addr := second.listener.Addr().String()
+	second := rig.NewCable(t, "127.0.0.1:0", "127.0.0.1:4421")
+	addr := second.Addr()
 	_, port, _ := net.SplitHostPort(addr)
 	connect := []string{"connect", "-t", "tcp", "-a", "127.0.0.1", "-s", port, "-n", e.NQN, "-i", "1", "--reconnect-delay", "1"}
 	if out, err := rig.NVMe(rig.NVMeHost, connect...); err != nil {
@@ -164,12 +76,12 @@ func TestMultipath(t *testing.T) {
 
 	load := rig.LoopFio(t, rig.HostJob(device, "4m", "--rw=randwrite", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"))
 	d.WaitHostIO("a", load, 100)
-	if n := second.cut(); n < 1<<16 {
+	if n := second.Cut(); n < 1<<16 {
 		t.Errorf("%d bytes have come by the second path", n)
 	}
 	d.WaitHostIO("a", load, 100)
 	live(1)
-	second.mend(addr)
+	second.Mend()
 	live(2)
 	d.WaitHostIO("a", load, 50)
 	rig.Tool(t, "nvme", "disconnect", "-d", direct)

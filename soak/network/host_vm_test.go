@@ -32,8 +32,9 @@ type daemon struct {
 	certs string
 }
 
-// start starts both. The daemon listens for hosts and for clients of its API.
-func start(t *testing.T) (*daemon, *host) {
+// start starts both. The daemon listens for hosts and for clients of its API, and has more
+// arguments.
+func start(t *testing.T, args ...string) (*daemon, *host) {
 	t.Helper()
 	m, err := peer.Other()
 	if err != nil {
@@ -41,8 +42,9 @@ func start(t *testing.T) (*daemon, *host) {
 	}
 	certs := filepath.Join(t.TempDir(), "remote")
 	rig.Tool(t, "swapback", "cert", "init", m.Own, "--dir", certs)
-	d := &daemon{rig.Start(t, "--nvme-listen", m.Own, "--api-listen", m.Own+":7443", "--api-cert", filepath.Join(certs, "server.pem"),
-		"--api-ca", filepath.Join(certs, "ca.pem"), "--api-access", filepath.Join(certs, "access")), t, m.Own, certs}
+	args = append([]string{"--nvme-listen", m.Own, "--api-listen", m.Own + ":7443", "--api-cert", filepath.Join(certs, "server.pem"),
+		"--api-ca", filepath.Join(certs, "ca.pem"), "--api-access", filepath.Join(certs, "access")}, args...)
+	d := &daemon{rig.Start(t, args...), t, m.Own, certs}
 	kernel := rig.OpenKernelLog(t)
 	h := &host{m, t, "/run/test-" + t.Name()}
 	// What ends with the test is in this order: the host lets go before the pool is removed.
@@ -104,7 +106,8 @@ func (h *host) script(text string, env ...string) string {
 // get the connection back, and returns the block device.
 func (h *host) connect(e api.Export, args ...string) string {
 	h.t.Helper()
-	h.run(append(strings.Fields(e.Connect[0]), append(args, "--reconnect-delay", "1")...)...)
+	line, _, _ := strings.Cut(e.Connect[0], " --dhchap-secret")
+	h.run(append(strings.Fields(line), append(args, "--reconnect-delay", "1")...)...)
 	// The shell's own words only: on this machine each program that is started takes its time.
 	return strings.TrimSpace(h.script(`for ((i = 0; i < 1200; i++)); do
 			for f in /sys/block/nvme*/uuid; do
