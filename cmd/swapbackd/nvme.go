@@ -23,6 +23,7 @@ type nvmeOptions struct {
 	controllers int
 	queues      int
 	depth       int
+	transfer    int // KiB
 	memory      int // MiB
 	handshake   time.Duration
 }
@@ -34,6 +35,7 @@ func (o *nvmeOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.controllers, "nvme-controllers", 64, "controllers of NVMe hosts at once for each volume")
 	f.IntVar(&o.queues, "nvme-queues", 16, "I/O queues for each controller of an NVMe host")
 	f.IntVar(&o.depth, "nvme-depth", 128, "commands in flight on a queue of an NVMe host, 2 to 1024")
+	f.IntVar(&o.transfer, "nvme-transfer", 128, "most KiB that a command of an NVMe host carries, a power of two from 4 to 1024; each queue reserves --nvme-depth times as much address space")
 	f.IntVar(&o.memory, "nvme-memory", 4096, "MiB of address space for the buffers of all NVMe hosts")
 	f.DurationVar(&o.handshake, "nvme-handshake", 10*time.Second, "how long an NVMe host may take to connect and to authenticate")
 }
@@ -60,6 +62,9 @@ func (o *nvmeOptions) check() error {
 			return usageError{fmt.Errorf("--%s=%d: want %d to %d", n.flag, n.value, n.least, n.top)}
 		}
 	}
+	if n := o.transfer; n < 4 || n > 1024 || n&(n-1) != 0 {
+		return usageError{fmt.Errorf("--nvme-transfer=%d: want a power of two from 4 to 1024", n)}
+	}
 	if o.handshake < time.Second || o.handshake > time.Minute {
 		return usageError{fmt.Errorf("--nvme-handshake=%s: want 1s to 1m", o.handshake)}
 	}
@@ -81,6 +86,6 @@ func nvmeAddress(text string) (string, error) {
 func (o *nvmeOptions) forController() volume.NVMe {
 	return volume.NVMe{Listen: o.listen, Secrets: o.secrets, Target: nvmeof.Options{
 		MaxConnections: o.connections, MaxControllers: o.controllers, MaxQueues: o.queues, QueueDepth: o.depth,
-		MaxMemory: int64(o.memory) << 20, Handshake: o.handshake,
+		MaxData: o.transfer << 10, MaxMemory: int64(o.memory) << 20, Handshake: o.handshake,
 	}}
 }
